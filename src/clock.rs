@@ -1,0 +1,89 @@
+//! Times as the formats spell them. Every function is total: a time that has no spelling becomes the epoch.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+
+/// `YYYYMMDDTHHMMSSZ`, for names of files.
+const COMPACT: &[BorrowedFormatItem<'_>] =
+    format_description!("[year][month][day]T[hour][minute][second]Z");
+
+/// The time in Unix nanoseconds; 0 before 1970.
+pub fn unix_nanos(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// RFC 3339 in UTC, to the second.
+pub fn rfc3339(at: SystemTime) -> String {
+    OffsetDateTime::from(at)
+        .replace_nanosecond(0)
+        .ok()
+        .and_then(|t| t.format(&Rfc3339).ok())
+        .unwrap_or_else(|| "1970-01-01T00:00:00Z".into())
+}
+
+/// RFC 3339 in UTC, to the second, rounded up: not before it.
+pub fn rfc3339_up(at: SystemTime) -> String {
+    rfc3339(at + Duration::from_nanos(999_999_999))
+}
+
+/// `YYYYMMDDTHHMMSSZ`.
+pub fn compact(at: SystemTime) -> String {
+    OffsetDateTime::from(at).format(COMPACT).unwrap_or_else(|_| "19700101T000000Z".into())
+}
+
+/// Reads the time at the start of a quarantined entry's name and spells it as RFC 3339.
+pub fn expand_compact(stamp: &str) -> Option<String> {
+    let head = stamp.get(.."YYYYMMDDTHHMMSSZ".len())?;
+    let at = time::PrimitiveDateTime::parse(head, COMPACT).ok()?.assume_utc();
+    at.format(&Rfc3339).ok()
+}
+
+/// Reads RFC 3339 with any offset and fraction. Go's zero time, which its `omitempty` does not omit, is
+/// the year 1 and reads as none.
+pub fn parse_rfc3339(text: &str) -> Result<Option<SystemTime>, time::error::Parse> {
+    let at = OffsetDateTime::parse(text, &Rfc3339)?;
+    Ok((at.year() > 1).then(|| at.into()))
+}
+
+/// IMF-fixdate (RFC 9110 section 5.6.7), whole seconds, the fraction cut off.
+pub fn http_date(at: SystemTime) -> String {
+    // The crate's formatting panics before 1970 and after 9999.
+    let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+    httpdate::fmt_http_date(at.clamp(UNIX_EPOCH, last))
+}
+
+/// Reads any of the three HTTP dates.
+pub fn parse_http_date(text: &str) -> Option<SystemTime> {
+    httpdate::parse_http_date(text.trim()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_time_of_the_original_keeps_its_second_across_offsets() {
+        let at = parse_rfc3339("2024-05-01T10:00:00.123456789+02:00").unwrap().unwrap();
+        assert_eq!(http_date(at), "Wed, 01 May 2024 08:00:00 GMT");
+        assert_eq!(compact(at), "20240501T080000Z");
+        assert_eq!(rfc3339(at), "2024-05-01T08:00:00Z");
+        assert_eq!(expand_compact("20240501T080000Z-ab12").as_deref(), Some("2024-05-01T08:00:00Z"));
+    }
+
+    #[test]
+    fn gos_zero_time_is_no_time() {
+        assert_eq!(parse_rfc3339("0001-01-01T00:00:00Z"), Ok(None));
+        assert!(parse_rfc3339("yesterday").is_err());
+        assert!(parse_rfc3339("2024-05-01").is_err());
+    }
+
+    #[test]
+    fn times_out_of_range_do_not_panic() {
+        let early = parse_rfc3339("1066-10-14T09:00:00Z").unwrap().unwrap();
+        assert_eq!(http_date(early), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(unix_nanos(early), 0);
+    }
+}

@@ -1,0 +1,144 @@
+//! The component's configuration: environment variables, so that stock hosts can set it too.
+
+use crate::upstream::Upstream;
+use crate::{Error, Invalid, Result};
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What becomes of an entry that the server refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// It is kept: in `rejected/`, or in the queue while credentials are wanting.
+    Keep,
+    /// It is removed, as the original does.
+    Drop,
+}
+
+/// All of it, with its defaults.
+#[derive(Debug)]
+pub struct Config {
+    /// `OUTBOX_UPSTREAM`: where to replay to; not needed for queueing.
+    upstream: Option<String>,
+    /// `OUTBOX_DURABILITY`: `full` (the default) syncs, `none` does not.
+    pub sync: bool,
+    /// `OUTBOX_MAX_BODY`: the longest body in bytes; 256 MiB, as in the original.
+    pub max_body: u64,
+    /// `OUTBOX_CONCURRENCY`: requests in flight at once; 4.
+    pub concurrency: usize,
+    /// `OUTBOX_ORDER`: `path` (the default) or `strict`, the whole queue in one line.
+    pub strict_order: bool,
+    /// `OUTBOX_REJECTED`: `keep` (the default) or `drop`.
+    pub rejected: Refused,
+    /// `OUTBOX_AUTH`: `hold` (the default) or `drop`.
+    pub auth: Refused,
+    /// `OUTBOX_CONNECT_TIMEOUT_MS`: until a connection is there; 10 s.
+    pub connect_timeout: Duration,
+    /// `OUTBOX_IDLE_TIMEOUT_MS`: the longest pause without a byte either way; 60 s.
+    pub idle_timeout: Duration,
+}
+
+/// Above this, more requests in flight only cost memory: each holds a chunk of its body.
+const MAX_CONCURRENCY: usize = 256;
+
+impl Config {
+    /// Reads the environment.
+    pub fn from_env() -> Result<Config> {
+        Config::from_vars(std::env::vars())
+    }
+
+    fn from_vars(vars: impl Iterator<Item = (String, String)>) -> Result<Config> {
+        let vars: HashMap<String, String> =
+            vars.filter(|(name, value)| name.starts_with("OUTBOX_") && !value.is_empty()).collect();
+        let var = |name: &str| vars.get(name).map(String::as_str);
+        Ok(Config {
+            upstream: var("OUTBOX_UPSTREAM").map(Into::into),
+            sync: choice("OUTBOX_DURABILITY", var("OUTBOX_DURABILITY"), [("full", true), ("none", false)])?,
+            max_body: number("OUTBOX_MAX_BODY", var("OUTBOX_MAX_BODY"), 256 * 1024 * 1024, 0..=u64::MAX)?,
+            concurrency: number("OUTBOX_CONCURRENCY", var("OUTBOX_CONCURRENCY"), 4, 1..=MAX_CONCURRENCY)?,
+            strict_order: choice("OUTBOX_ORDER", var("OUTBOX_ORDER"), [("path", false), ("strict", true)])?,
+            rejected: choice(
+                "OUTBOX_REJECTED",
+                var("OUTBOX_REJECTED"),
+                [("keep", Refused::Keep), ("drop", Refused::Drop)],
+            )?,
+            auth: choice("OUTBOX_AUTH", var("OUTBOX_AUTH"), [("hold", Refused::Keep), ("drop", Refused::Drop)])?,
+            connect_timeout: millis("OUTBOX_CONNECT_TIMEOUT_MS", var("OUTBOX_CONNECT_TIMEOUT_MS"), 10_000)?,
+            idle_timeout: millis("OUTBOX_IDLE_TIMEOUT_MS", var("OUTBOX_IDLE_TIMEOUT_MS"), 60_000)?,
+        })
+    }
+
+    /// The upstream; an error that says how to set it where there is none.
+    pub fn upstream(&self) -> Result<Upstream> {
+        match &self.upstream {
+            Some(url) => Upstream::parse(url),
+            None => refuse("OUTBOX_UPSTREAM", "", "no upstream is set; give its URL with --upstream or OUTBOX_UPSTREAM"),
+        }
+    }
+}
+
+fn refuse<T>(what: &str, value: &str, reason: impl Into<String>) -> Result<T> {
+    Err(Error::Configuration(Invalid { what: what.into(), value: value.into(), reason: reason.into() }))
+}
+
+/// One of two words, the first of which is the default.
+fn choice<T: Copy>(name: &str, value: Option<&str>, words: [(&str, T); 2]) -> Result<T> {
+    let [(first, default), (second, other)] = words;
+    match value {
+        None => Ok(default),
+        Some(word) if word == first => Ok(default),
+        Some(word) if word == second => Ok(other),
+        Some(word) => refuse(name, word, format!("it is neither '{first}' nor '{second}'")),
+    }
+}
+
+fn number<T: FromStr + PartialOrd + std::fmt::Display>(
+    name: &str,
+    value: Option<&str>,
+    default: T,
+    range: std::ops::RangeInclusive<T>,
+) -> Result<T> {
+    let Some(text) = value else { return Ok(default) };
+    match text.parse() {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => refuse(name, text, format!("it is no whole number from {} to {}", range.start(), range.end())),
+    }
+}
+
+fn millis(name: &str, value: Option<&str>, default: u64) -> Result<Duration> {
+    // A day: longer than any wait that makes sense, and far from overflow in nanoseconds.
+    number(name, value, default, 1..=86_400_000).map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(vars: &[(&str, &str)]) -> Result<Config> {
+        Config::from_vars(vars.iter().map(|(n, v)| ((*n).into(), (*v).into())))
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let config = read(&[("PATH", "/bin"), ("OUTBOX_ORDER", "")]).unwrap();
+        assert!(config.sync && !config.strict_order);
+        assert_eq!((config.max_body, config.concurrency), (268_435_456, 4));
+        assert!(config.upstream().is_err());
+    }
+
+    #[test]
+    fn a_value_that_means_nothing_is_named() {
+        for (name, value) in [
+            ("OUTBOX_DURABILITY", "some"),
+            ("OUTBOX_MAX_BODY", "1 MiB"),
+            ("OUTBOX_CONCURRENCY", "0"),
+            ("OUTBOX_AUTH", "keep"),
+            ("OUTBOX_IDLE_TIMEOUT_MS", "-1"),
+        ] {
+            match read(&[(name, value)]) {
+                Err(Error::Configuration(invalid)) => assert_eq!((invalid.what.as_str(), invalid.value.as_str()), (name, value)),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! One request and its reply, over `wasi:http` and `wasi:io/poll`. All polling of the component is here and in
+//! [`crate::pass`], so that a move to WASI 0.3 stays local.
+//!
+//! The body is read from disk as it is sent, and its digest is checked before the last byte is released: a
+//! damaged body never reaches the server whole. The body's stream and the reply are polled together, because
+//! a server may answer early, and because some hosts never report a broken stream on the stream itself.
+//!
+//! An exchange is cut when no byte moved either way for the idle timeout, never because it is long.
+
+use crate::dir::File;
+use crate::upstream::Upstream;
+use std::time::Duration;
+use wasi::clocks::monotonic_clock;
+use wasi::http::outgoing_handler;
+use wasi::http::types::{
+    ErrorCode, Fields, FutureIncomingResponse, IncomingBody, Method, OutgoingBody, OutgoingRequest, RequestOptions,
+};
+use wasi::io::poll::Pollable;
+use wasi::io::streams::{InputStream, OutputStream, StreamError};
+use xxhash_rust::xxh3::Xxh3;
+
+/// How much of a reply's content is kept.
+const KEPT: usize = 4 * 1024;
+/// How much of a reply's content is read, so that the connection can be used again; beyond it, a new
+/// connection is cheaper.
+const DRAINED: u64 = 4 * 1024 * 1024;
+/// Bytes that the system may have taken from us while they are still on their way, and the slowest rate at
+/// which they are assumed to get there: the wait for a reply grows by this, since their progress is invisible.
+const IN_FLIGHT: u64 = 4 * 1024 * 1024;
+const SLOWEST_BYTES_PER_SECOND: u64 = 4 * 1024;
+
+/// A request to send.
+pub struct Request<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// Path and query, as queued.
+    pub raw_uri: &'a str,
+    /// All header fields.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The body.
+    pub body: Body,
+}
+
+/// A body on disk.
+pub struct Body {
+    /// The open file.
+    pub file: File,
+    /// Its length: the request's Content-Length.
+    pub len: u64,
+    /// What meta.json says about it, where it is of an algorithm that we know.
+    pub digest: Option<String>,
+}
+
+/// How long to wait.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// For a connection.
+    pub connect: Duration,
+    /// For any byte to move.
+    pub idle: Duration,
+}
+
+/// A reply, its content read to the end.
+#[derive(Debug)]
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// The header fields.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The start of the content.
+    pub body_start: Vec<u8>,
+}
+
+impl Reply {
+    /// The first value of a header, if it is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(value).ok()
+    }
+}
+
+/// Why there is no reply.
+#[derive(Debug)]
+pub enum Failure {
+    /// The upstream was not reached or did not answer. What it did with the request is unknown.
+    NoReply(String),
+    /// The entry's body is not what was queued. The server has not seen its end.
+    Damaged(String),
+    /// The entry's body cannot be read now.
+    Unreadable(String),
+}
+
+/// An exchange under way. Dropping it aborts the request.
+pub struct Exchange {
+    sending: Option<Sending>,
+    waiting: Option<Waiting>,
+    reading: Option<Reading>,
+    timeouts: Timeouts,
+    body_len: u64,
+    /// Monotonic, in nanoseconds.
+    last_progress: u64,
+}
+
+// In each of these, fields are dropped in order, and WASI wants children dropped before their parents.
+struct Sending {
+    ready: Pollable,
+    stream: OutputStream,
+    outgoing: OutgoingBody,
+    body: Body,
+    offset: u64,
+    hash: Box<Xxh3>,
+}
+
+struct Waiting {
+    ready: Pollable,
+    future: FutureIncomingResponse,
+}
+
+struct Reading {
+    ready: Pollable,
+    stream: InputStream,
+    _body: IncomingBody,
+    reply: Reply,
+    drained: u64,
+}
+
+impl Exchange {
+    /// Hands the request to the host.
+    pub fn start(upstream: &Upstream, request: Request<'_>, timeouts: Timeouts) -> Result<Exchange, Failure> {
+        let refused = |what: &str| Failure::NoReply(format!("the host refuses the request's {what}"));
+        let headers = Fields::from_list(&request.headers).map_err(|_| refused("headers"))?;
+        let outgoing = OutgoingRequest::new(headers);
+        outgoing.set_method(&method(request.method)).map_err(|()| refused("method"))?;
+        outgoing.set_scheme(Some(&upstream.scheme)).map_err(|()| refused("scheme"))?;
+        outgoing.set_authority(Some(&upstream.authority)).map_err(|()| refused("authority"))?;
+        outgoing
+            .set_path_with_query(Some(&upstream.target(request.raw_uri)))
+            .map_err(|()| refused("path"))?;
+        let body_len = request.body.len;
+        let sending = match body_len {
+            0 => {
+                verify(&Xxh3::new(), &request.body)?;
+                None
+            }
+            // Only with a body: a host would send an unfinished, empty one in chunks.
+            _ => {
+                let body = outgoing.body().map_err(|()| refused("body"))?;
+                let stream = body.write().map_err(|()| refused("body"))?;
+                Some((body, stream))
+            }
+        };
+        let future =
+            outgoing_handler::handle(outgoing, Some(options(timeouts))).map_err(|code| no_reply(&code))?;
+        let mut exchange = Exchange {
+            body_len,
+            sending: sending.map(|(outgoing, stream)| Sending {
+                ready: stream.subscribe(),
+                stream,
+                outgoing,
+                body: request.body,
+                offset: 0,
+                hash: Box::new(Xxh3::new()),
+            }),
+            waiting: Some(Waiting { ready: future.subscribe(), future }),
+            reading: None,
+            timeouts,
+            last_progress: monotonic_clock::now(),
+        };
+        exchange.send()?;
+        Ok(exchange)
+    }
+
+    /// What to poll for.
+    pub fn pollables(&self) -> impl Iterator<Item = &Pollable> {
+        let sending = self.sending.as_ref().map(|s| &s.ready);
+        let waiting = self.waiting.as_ref().map(|w| &w.ready);
+        let reading = self.reading.as_ref().map(|r| &r.ready);
+        sending.into_iter().chain(waiting).chain(reading)
+    }
+
+    /// When it will have been idle for too long: monotonic, in nanoseconds.
+    pub fn deadline(&self) -> u64 {
+        let mut patience = self.timeouts.idle;
+        if self.sending.is_none() {
+            let unseen = self.body_len.min(IN_FLIGHT);
+            patience += Duration::from_secs(unseen / SLOWEST_BYTES_PER_SECOND);
+        }
+        self.last_progress.saturating_add(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Goes on as far as that is possible without waiting; the reply, or why there is none, at the end.
+    pub fn step(&mut self) -> Option<Result<Reply, Failure>> {
+        match self.try_step() {
+            Ok(None) if monotonic_clock::now() >= self.deadline() => {
+                let idle = self.timeouts.idle.as_secs_f32();
+                Some(Err(Failure::NoReply(format!("nothing moved for {idle} s"))))
+            }
+            stepped => stepped.transpose(),
+        }
+    }
+
+    fn try_step(&mut self) -> Result<Option<Reply>, Failure> {
+        self.send()?;
+        self.receive_head()?;
+        let Some(reading) = &mut self.reading else { return Ok(None) };
+        let before = reading.drained;
+        let over = reading.drain();
+        if reading.drained > before {
+            self.last_progress = monotonic_clock::now();
+        }
+        // A success counts only once the server has been given the whole body.
+        let unsent_success = self.sending.is_some() && (200..300).contains(&reading.reply.status);
+        if !over || unsent_success {
+            return Ok(None);
+        }
+        Ok(self.reading.take().map(|reading| reading.reply))
+    }
+
+    fn receive_head(&mut self) -> Result<(), Failure> {
+        let Some(waiting) = &self.waiting else { return Ok(()) };
+        let response = match waiting.future.get() {
+            None => return Ok(()),
+            Some(Ok(Ok(response))) => response,
+            Some(Ok(Err(code))) => return Err(no_reply(&code)),
+            Some(Err(())) => return Err(Failure::NoReply("the reply was taken twice".into())),
+        };
+        self.last_progress = monotonic_clock::now();
+        self.waiting = None;
+        let status = response.status();
+        let headers = response.headers().entries();
+        let lost = || Failure::NoReply("the reply has no content".into());
+        let body = response.consume().map_err(|()| lost())?;
+        let stream = body.stream().map_err(|()| lost())?;
+        let reply = Reply { status, headers, body_start: Vec::new() };
+        self.reading = Some(Reading { ready: stream.subscribe(), stream, _body: body, reply, drained: 0 });
+        if !(200..300).contains(&status) {
+            // The server has decided without the rest of the body; sending on would be for nothing.
+            self.sending = None;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<(), Failure> {
+        let Some(sending) = &mut self.sending else { return Ok(()) };
+        let before = sending.offset;
+        let sent = sending.send();
+        if sending.offset > before {
+            self.last_progress = monotonic_clock::now();
+        }
+        match sent? {
+            Sent::Waiting => Ok(()),
+            Sent::All => {
+                self.last_progress = monotonic_clock::now();
+                match self.sending.take().map(Sending::finish) {
+                    Some(Err(code)) if self.waiting.is_none() => Err(no_reply(&code)),
+                    // The reply, or the failure to get one, says more.
+                    _ => Ok(()),
+                }
+            }
+            Sent::Broken => {
+                // The peer reads no further. If it has not answered yet, its reply or its absence follows.
+                self.sending = None;
+                match &self.reading {
+                    Some(reading) if (200..300).contains(&reading.reply.status) => Err(Failure::NoReply(
+                        format!("answered {} without reading the whole body", reading.reply.status),
+                    )),
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// How far sending came.
+enum Sent {
+    /// The host takes no more for now.
+    Waiting,
+    /// Everything was handed over.
+    All,
+    /// The host takes no more for good.
+    Broken,
+}
+
+impl Sending {
+    fn send(&mut self) -> Result<Sent, Failure> {
+        while self.offset < self.body.len {
+            let room = match self.stream.check_write() {
+                Ok(0) => return Ok(Sent::Waiting),
+                Ok(room) => usize::try_from(room).unwrap_or(usize::MAX),
+                Err(_) => return Ok(Sent::Broken),
+            };
+            let (mut chunk, _) = self
+                .body
+                .file
+                .read(self.offset)
+                .map_err(|code| Failure::Unreadable(format!("cannot read body.bin: {}", code.name())))?;
+            let left = usize::try_from(self.body.len - self.offset).unwrap_or(usize::MAX);
+            chunk.truncate(room.min(left));
+            if chunk.is_empty() {
+                return Err(Failure::Damaged(format!("body.bin ends at byte {}", self.offset)));
+            }
+            self.hash.update(&chunk);
+            let next = self.offset + chunk.len() as u64;
+            if next == self.body.len {
+                verify(&self.hash, &self.body)?;
+            }
+            if self.stream.write(&chunk).is_err() {
+                return Ok(Sent::Broken);
+            }
+            self.offset = next;
+        }
+        Ok(Sent::All)
+    }
+
+    fn finish(self) -> Result<(), ErrorCode> {
+        let Sending { ready, stream, outgoing, .. } = self;
+        drop(ready);
+        drop(stream);
+        OutgoingBody::finish(outgoing, None)
+    }
+}
+
+/// Checks that what was read is what was queued.
+fn verify(hash: &Xxh3, body: &Body) -> Result<(), Failure> {
+    let found = crate::enqueue::digest(hash);
+    match &body.digest {
+        Some(digest) if *digest != found => {
+            Err(Failure::Damaged(format!("body.bin has digest {found} where meta.json says {digest}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Reading {
+    /// Reads what is there; whether that was all.
+    fn drain(&mut self) -> bool {
+        loop {
+            match self.stream.read(crate::dir::CHUNK as u64) {
+                Ok(chunk) if chunk.is_empty() => return false,
+                Ok(chunk) => {
+                    let wanted = KEPT.saturating_sub(self.reply.body_start.len()).min(chunk.len());
+                    self.reply.body_start.extend(chunk.iter().take(wanted));
+                    self.drained += chunk.len() as u64;
+                    if self.drained > DRAINED {
+                        return true;
+                    }
+                }
+                // The status line is what counts. A reply whose content breaks off is still a reply.
+                Err(StreamError::Closed | StreamError::LastOperationFailed(_)) => return true,
+            }
+        }
+    }
+}
+
+fn options(timeouts: Timeouts) -> RequestOptions {
+    /// The host's wait for the first byte may include the sending of the body, so it must never be the
+    /// limit; ours is [`Exchange::deadline`].
+    const NEVER: u64 = 7 * 24 * 3600 * 1_000_000_000;
+    let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(NEVER);
+    let options = RequestOptions::new();
+    let set = options
+        .set_connect_timeout(Some(nanos(timeouts.connect)))
+        .and_then(|()| options.set_first_byte_timeout(Some(NEVER)))
+        .and_then(|()| options.set_between_bytes_timeout(Some(nanos(timeouts.idle))));
+    // A host that knows no such timeouts is served by ours.
+    let _ = set;
+    options
+}
+
+fn method(name: &str) -> Method {
+    match name {
+        "PUT" => Method::Put,
+        "POST" => Method::Post,
+        "DELETE" => Method::Delete,
+        "PATCH" => Method::Patch,
+        "GET" => Method::Get,
+        "HEAD" => Method::Head,
+        "OPTIONS" => Method::Options,
+        other => Method::Other(other.into()),
+    }
+}
+
+fn no_reply(code: &ErrorCode) -> Failure {
+    let text = match code {
+        ErrorCode::ConnectionRefused => "connection refused".into(),
+        ErrorCode::ConnectionTimeout => "no connection within the timeout".into(),
+        ErrorCode::ConnectionTerminated => "connection closed without a reply".into(),
+        ErrorCode::ConnectionReadTimeout | ErrorCode::HttpResponseTimeout => "no reply within the timeout".into(),
+        ErrorCode::DnsTimeout => "no answer from DNS within the timeout".into(),
+        ErrorCode::DnsError(payload) => {
+            format!("host name not found{}", payload.rcode.as_deref().map(|c| format!(" ({c})")).unwrap_or_default())
+        }
+        ErrorCode::DestinationNotFound => "host not found".into(),
+        ErrorCode::DestinationUnavailable | ErrorCode::DestinationIpUnroutable => "host unreachable".into(),
+        ErrorCode::TlsCertificateError => "the server's certificate is not trusted".into(),
+        ErrorCode::TlsProtocolError => "TLS handshake failed".into(),
+        ErrorCode::HttpRequestDenied => "the sandbox's host does not let this request out".into(),
+        ErrorCode::InternalError(Some(text)) => first_line(text),
+        other => format!("{other:?}"),
+    };
+    Failure::NoReply(text)
+}
+
+/// The first line of a host's debug text, at most 200 characters: it may carry a whole backtrace.
+pub fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().take(200).collect()
+}

@@ -1,0 +1,153 @@
+//! The component's exports: glue between the WIT and the modules.
+
+use crate::bindings::exports::wasi::cli::run::Guest as RunGuest;
+use crate::bindings::exports::zddc::outbox::queue::{Counts, Finding, Guest as QueueGuest, Keep};
+use crate::bindings::exports::zddc::outbox::replayer::{
+    Event, Guest as ReplayerGuest, GuestPass, Options, Pass as PassHandle, Report,
+};
+use crate::bindings::types::{Entry, EntryId as WitId, Item, Request};
+use crate::config::Config;
+use crate::enqueue::{Body, enqueue};
+use crate::id::EntryId;
+use crate::pass::Pass;
+use crate::queue::Queue;
+use crate::{Error, Result, command, quarantine, verify};
+use std::cell::RefCell;
+use std::rc::Rc;
+use wasi::io::streams::InputStream;
+
+/// What the exports are implemented on.
+pub struct Guest;
+
+/// The configuration and the open queue. Neither changes while an instance lives.
+struct Opened {
+    config: Config,
+    queue: Queue,
+}
+
+thread_local! {
+    static OPENED: RefCell<Option<Rc<Opened>>> = const { RefCell::new(None) };
+}
+
+/// Does something with the queue, which stays open for the next call. After an I/O error it is opened
+/// anew: its directory may have been replaced.
+fn with_queue<T>(work: impl FnOnce(&Config, &Queue) -> Result<T>) -> Result<T> {
+    let cached = OPENED.with_borrow(Clone::clone);
+    let opened = match cached {
+        Some(opened) => opened,
+        None => {
+            let config = Config::from_env()?;
+            let queue = Queue::open(&config)?;
+            Rc::new(Opened { config, queue })
+        }
+    };
+    let done = work(&opened.config, &opened.queue);
+    let keep = (!matches!(done, Err(Error::Io(_)))).then_some(opened);
+    OPENED.set(keep);
+    done
+}
+
+impl QueueGuest for Guest {
+    fn enqueue(request: Request, body: InputStream) -> Result<WitId> {
+        with_queue(|config, queue| enqueue(config, queue, &request, Body::Stream(&body))).map(|id| id.to_string())
+    }
+
+    fn enqueue_bytes(request: Request, body: Vec<u8>) -> Result<WitId> {
+        with_queue(|config, queue| enqueue(config, queue, &request, Body::Bytes(&body))).map(|id| id.to_string())
+    }
+
+    fn pending(after: Option<WitId>, limit: u32) -> Result<Vec<Entry>> {
+        let after = match after {
+            Some(text) => Some(EntryId::parse(&text).ok_or(Error::NoSuchEntry(text))?),
+            None => None,
+        };
+        with_queue(|_, queue| queue.pending(after, limit))
+    }
+
+    fn count() -> Result<Counts> {
+        with_queue(|_, queue| queue.count())
+    }
+
+    fn quarantined() -> Result<Vec<Item>> {
+        with_queue(|_, queue| quarantine::all(queue))
+    }
+
+    fn get(name: String) -> Result<Item> {
+        with_queue(|_, queue| Ok(quarantine::item(queue, &quarantine::locate(queue, &name)?)))
+    }
+
+    fn read_body(name: String) -> Result<InputStream> {
+        with_queue(|_, queue| quarantine::read_body(queue, &name))
+    }
+
+    fn resolve(name: String, keep: Keep) -> Result<Option<WitId>> {
+        with_queue(|config, queue| quarantine::resolve(config, queue, &name, keep))
+            .map(|id| id.map(|id| id.to_string()))
+    }
+
+    fn retry(name: String) -> Result<()> {
+        with_queue(|_, queue| quarantine::retry(queue, &name))
+    }
+
+    fn drop(name: String) -> Result<()> {
+        with_queue(|_, queue| quarantine::drop_entry(queue, &name))
+    }
+
+    fn verify() -> Result<Vec<Finding>> {
+        with_queue(|_, queue| verify::verify(queue))
+    }
+}
+
+/// A pass behind its handle. No call is made into it while another is under way.
+pub struct SharedPass(RefCell<Pass>);
+
+impl GuestPass for SharedPass {
+    fn start(options: Options) -> Result<PassHandle> {
+        let pass = Pass::start(Config::from_env()?, options)?;
+        Ok(PassHandle::new(SharedPass(RefCell::new(pass))))
+    }
+
+    fn next(&self) -> Result<Option<Event>> {
+        self.0.borrow_mut().next()
+    }
+
+    fn stop(&self) {
+        self.0.borrow_mut().stop();
+    }
+
+    fn report(&self) -> Report {
+        self.0.borrow().report()
+    }
+}
+
+impl ReplayerGuest for Guest {
+    type Pass = SharedPass;
+
+    fn replay(options: Options) -> Result<Report> {
+        let mut pass = Pass::start(Config::from_env()?, options)?;
+        while pass.next()?.is_some() {}
+        Ok(pass.report())
+    }
+}
+
+impl RunGuest for Guest {
+    fn run() -> Result<(), ()> {
+        command::main()
+    }
+}
+
+/// An error in words that fit after "failed:".
+pub fn describe(error: &Error) -> String {
+    match error {
+        Error::InvalidRequest(invalid) | Error::Configuration(invalid) => {
+            format!("{} {:?}: {}", invalid.what, invalid.value, invalid.reason)
+        }
+        Error::BodyTooLarge(limit) => {
+            format!("the body is longer than {limit} bytes, the limit that OUTBOX_MAX_BODY sets")
+        }
+        Error::BodyFailed(why) => format!("the body cannot be read: {why}"),
+        Error::NoSuchEntry(name) => format!("no entry is called {name:?}"),
+        Error::WrongPlace(why) | Error::NoValidator(why) | Error::Io(why) => why.clone(),
+        Error::NoSpace => "no space left on the device".into(),
+    }
+}

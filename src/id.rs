@@ -1,0 +1,73 @@
+//! An entry's id: 16 lower-case hex digits of Unix nanoseconds, `-`, 6 random hex digits.
+
+use std::fmt;
+
+/// An entry's id. Ordered as its text is, and small: a queue of a million fits in 16 MB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId {
+    nanos: u64,
+    random: u32,
+}
+
+/// The random part has 24 bits.
+const RANDOM_MASK: u32 = 0x00ff_ffff;
+
+impl EntryId {
+    /// The id for `now` (Unix nanoseconds) with these random bits, moved past `newest`, the greatest id
+    /// there is: the clock may have been set back.
+    pub fn after(newest: Option<EntryId>, now: u64, random: u32) -> EntryId {
+        let nanos = match newest {
+            Some(newest) if newest.nanos >= now => newest.nanos.saturating_add(1),
+            _ => now,
+        };
+        EntryId { nanos, random: random & RANDOM_MASK }
+    }
+
+    /// Reads an id's text; none unless it is exactly one.
+    pub fn parse(text: &str) -> Option<EntryId> {
+        let lower_hex = |s: &str| s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let (nanos, random) = text.split_once('-')?;
+        if nanos.len() != 16 || random.len() != 6 || !lower_hex(nanos) || !lower_hex(random) {
+            return None;
+        }
+        Some(EntryId {
+            nanos: u64::from_str_radix(nanos, 16).ok()?,
+            random: u32::from_str_radix(random, 16).ok()?,
+        })
+    }
+
+    /// When it was given out, in Unix nanoseconds (later than the clock said, where that had been set back).
+    pub fn nanos(self) -> u64 {
+        self.nanos
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{:06x}", self.nanos, self.random)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_greater_than_every_earlier_one_also_when_the_clock_went_back() {
+        let first = EntryId::after(None, 1_000, 0xffff_ffff);
+        assert_eq!(first.to_string(), "00000000000003e8-ffffff");
+        let second = EntryId::after(Some(first), 10, 0);
+        assert!(second > first && second.to_string() > first.to_string());
+        assert_eq!(EntryId::after(Some(first), 2_000, 1).nanos(), 2_000);
+    }
+
+    #[test]
+    fn only_the_exact_form_is_an_id() {
+        for text in ["18ea4ba277c322d7-873e00", "ffffffffffffffff-000000"] {
+            assert_eq!(EntryId::parse(text).unwrap().to_string(), text);
+        }
+        for text in ["", "18ea4ba277c322d7873e00", "+8ea4ba277c322d7-873e00", "18ea4ba277c322d7-873e0", "../x-873e00"] {
+            assert_eq!(EntryId::parse(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Which writes concern the same resource. An entry's key is the path of its request without the query;
+//! two entries are related when one's key is the other's, or an ancestor or descendant of it: deleting a
+//! collection concerns all that is in it.
+
+use percent_encoding::percent_decode_str;
+use std::collections::BTreeMap;
+
+/// A path, decoded and without empty and dot segments, so that spellings that a server may take for one
+/// resource (`/a%62`, `/ab/`, `/x/../ab`) are one key. The root is the empty key, related to all.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key(Vec<Vec<u8>>);
+
+impl Key {
+    /// The key of a request's path and query.
+    pub fn of(raw_uri: &str) -> Key {
+        let path = raw_uri.split_once('?').map_or(raw_uri, |(path, _)| path);
+        let decoded: Vec<u8> = percent_decode_str(path).collect();
+        let mut segments: Vec<Vec<u8>> = Vec::new();
+        for segment in decoded.split(|b| *b == b'/') {
+            match segment {
+                b"" | b"." => {}
+                b".." => {
+                    segments.pop();
+                }
+                name => segments.push(name.to_vec()),
+            }
+        }
+        Key(segments)
+    }
+
+    /// The key to which every other is related.
+    pub fn everything() -> Key {
+        Key(Vec::new())
+    }
+}
+
+/// A multiset of keys that tells whether some key is related to any in it.
+#[derive(Debug, Default)]
+pub struct Keys(BTreeMap<Key, usize>);
+
+impl Keys {
+    /// Adds a key.
+    pub fn insert(&mut self, key: Key) {
+        *self.0.entry(key).or_default() += 1;
+    }
+
+    /// Takes one of this key out.
+    pub fn remove(&mut self, key: &Key) {
+        if let Some(count) = self.0.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(key);
+            }
+        }
+    }
+
+    /// Whether a key in here equals `key`, or is above or below it.
+    pub fn related(&self, key: &Key) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
+        // Descendants, and the key itself, follow it immediately in the order of segments.
+        let below = self.0.range(key..).next().is_some_and(|(first, _)| first.0.starts_with(&key.0));
+        below
+            || (0..key.0.len())
+                .any(|len| key.0.get(..len).is_some_and(|above| self.0.contains_key(&Key(above.to_vec()))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spellings_of_one_path_are_one_key() {
+        for same in ["/a/b", "/a/b/", "/a//b?x=1", "/%61/b", "/a/./b", "/a/c/../b", "/a%2Fb"] {
+            assert_eq!(Key::of(same), Key::of("/a/b"), "{same}");
+        }
+        assert_ne!(Key::of("/a/B"), Key::of("/a/b"));
+        assert_eq!(Key::of("/.."), Key::everything());
+    }
+
+    #[test]
+    fn relations_are_equality_ancestry_and_descent() {
+        let mut keys = Keys::default();
+        keys.insert(Key::of("/a/b"));
+        for related in ["/a/b", "/a/b/c", "/a", "/"] {
+            assert!(keys.related(&Key::of(related)), "{related}");
+        }
+        for other in ["/a/bc", "/a/b2", "/a/a", "/a/c", "/b", "/ab"] {
+            assert!(!keys.related(&Key::of(other)), "{other}");
+        }
+        keys.insert(Key::of("/a/b"));
+        keys.remove(&Key::of("/a/b"));
+        assert!(keys.related(&Key::of("/a/b")));
+        keys.remove(&Key::of("/a/b"));
+        assert!(!keys.related(&Key::of("/a/b")));
+        keys.insert(Key::everything());
+        assert!(keys.related(&Key::of("/z")));
+    }
+}

@@ -1,0 +1,116 @@
+//! The names on disk, format 1. docs/format.md is the same for readers of other programs.
+//!
+//! ```text
+//! ROOT/.zddc-outbox/
+//!   <id>/meta.json             what to send: immutable
+//!   <id>/body.bin              the body: immutable
+//!   <id>/state.json            what happened so far: replaced whole; absent until needed
+//!   <id>.conflict-<ts>/        set aside after 412, with response.json
+//!   rejected/<id>.<ts>/        refused for good by the server, with response.json
+//!   corrupt/<id>.<ts>/         damaged, with reason.txt
+//!   .staging/<anything>/       being written, or being removed: invisible, swept when old
+//! ```
+//!
+//! Invariants:
+//! - An entry appears in the queue's directory by one rename, after everything in it was synced, and leaves
+//!   it by one rename (into `.staging` when it was delivered or dropped). No half of an entry is ever visible.
+//! - The lexical order of ids is the order of the queue; a directory's name is its entry's id.
+//! - `meta.json` and `body.bin` never change. Whatever happens to an entry is in `state.json`, in
+//!   `response.json` or in the directory's place.
+//! - Names that are none of these are left alone: they are somebody else's.
+
+use crate::id::EntryId;
+use std::time::Duration;
+
+/// The outbox's directory below ROOT, as the Go original calls it.
+pub const OUTBOX_DIR: &str = ".zddc-outbox";
+/// What to send.
+pub const META: &str = "meta.json";
+/// The body to send.
+pub const BODY: &str = "body.bin";
+/// What happened so far.
+pub const STATE: &str = "state.json";
+/// The reply that ended an entry's way.
+pub const RESPONSE: &str = "response.json";
+/// Why an entry is in `corrupt/`.
+pub const REASON: &str = "reason.txt";
+/// Entries being written or removed.
+pub const STAGING: &str = ".staging";
+/// Entries that the server refused for good.
+pub const REJECTED: &str = "rejected";
+/// Entries that cannot be read.
+pub const CORRUPT: &str = "corrupt";
+/// What separates id and time in the name of a conflict.
+pub const CONFLICT: &str = ".conflict-";
+
+/// The format that this program writes; entries of a higher one are left untouched.
+pub const FORMAT: u32 = 1;
+
+/// A directory without meta.json, or anything in `.staging`, that is older than this was left by a crash.
+pub const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
+
+/// Longest meta.json, state.json or response.json that is read. Ours stay far below: headers are capped.
+pub const MAX_RECORD: u64 = 1024 * 1024;
+
+/// The time in a quarantined entry's name, as the Go original writes it.
+pub type Stamp = str;
+
+/// What a name in the queue's directory stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Name<'a> {
+    /// A pending entry.
+    Pending(EntryId),
+    /// A conflict: the entry and when it was set aside.
+    Conflict(EntryId, &'a Stamp),
+    /// One of ours, but no entry: `.staging`, `rejected`, `corrupt` and the like.
+    Ours,
+    /// Not ours.
+    Foreign,
+}
+
+/// Reads a name in the queue's directory. The original takes every name with `.conflict-` in it for a conflict.
+pub fn parse(name: &str) -> Name<'_> {
+    if let Some(id) = EntryId::parse(name) {
+        return Name::Pending(id);
+    }
+    if let Some((id, stamp)) = name.split_once(CONFLICT) {
+        return match EntryId::parse(id) {
+            Some(id) => Name::Conflict(id, stamp),
+            None => Name::Foreign,
+        };
+    }
+    // Dot-names are for bookkeeping of the component and of its hosts (.staging, .lock, .wake).
+    if name.starts_with('.') || name == REJECTED || name == CORRUPT {
+        return Name::Ours;
+    }
+    Name::Foreign
+}
+
+/// Reads a name in `rejected/` or `corrupt/`: the id and the time.
+pub fn parse_aside(name: &str) -> Option<(EntryId, &Stamp)> {
+    let (id, stamp) = name.split_once('.')?;
+    Some((EntryId::parse(id)?, stamp))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_apart() {
+        let id = EntryId::parse("18ea4ba277c322d7-873e00").unwrap();
+        assert_eq!(parse("18ea4ba277c322d7-873e00"), Name::Pending(id));
+        assert_eq!(
+            parse("18ea4ba277c322d7-873e00.conflict-20261122T065602Z-ab12"),
+            Name::Conflict(id, "20261122T065602Z-ab12")
+        );
+        for ours in [".staging", ".lock", "rejected", "corrupt"] {
+            assert_eq!(parse(ours), Name::Ours);
+        }
+        for foreign in ["18EA4BA277C322D7-873e00", "notes.txt", "x.conflict-y", "18ea4ba277c322d7", ""] {
+            assert_eq!(parse(foreign), Name::Foreign, "{foreign}");
+        }
+        assert_eq!(parse_aside("18ea4ba277c322d7-873e00.20261122T065602Z"), Some((id, "20261122T065602Z")));
+        assert_eq!(parse_aside("notes.txt"), None);
+    }
+}

@@ -1,0 +1,333 @@
+//! Setting entries aside: conflicts, rejected and corrupt entries; and what is done about them afterwards.
+
+use crate::bindings::exports::zddc::outbox::queue::Keep;
+use crate::bindings::types::{Item, Place, Reply as WitReply, Request, Validator};
+use crate::clock;
+use crate::config::Config;
+use crate::dir::{DescriptorType, Dir};
+use crate::enqueue::{self, Body};
+use crate::exchange::Reply;
+use crate::id::EntryId;
+use crate::layout::{
+    self, BODY, CONFLICT, CORRUPT, MAX_RECORD, META, Name, REASON, REJECTED, RESPONSE, STATE, parse_aside,
+};
+use crate::meta::{Meta, to_json};
+use crate::queue::{self, Queue};
+use crate::state::State;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::time::SystemTime;
+use wasi::random::random::get_random_u64;
+
+/// response.json: the reply that ended an entry's way.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Response {
+    status: u16,
+    reason: String,
+    /// When the reply came: RFC 3339, UTC.
+    received_at: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    etag: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_modified: Option<String>,
+    headers: Vec<(String, String)>,
+    /// At most 4 KiB; bytes that are not UTF-8 are replaced.
+    body_start: String,
+}
+
+/// Headers of a reply that are not put on disk.
+const SECRET: [&str; 2] = ["set-cookie", "set-cookie2"];
+
+impl Response {
+    fn new(reply: &Reply, reason: &str) -> Response {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Response {
+            status: reply.status,
+            reason: reason.into(),
+            received_at: clock::rfc3339(SystemTime::now()),
+            etag: reply.header("etag").map(Into::into),
+            last_modified: reply.header("last-modified").map(Into::into),
+            headers: reply
+                .headers
+                .iter()
+                .filter(|(name, _)| !SECRET.iter().any(|secret| name.eq_ignore_ascii_case(secret)))
+                .map(|(name, value)| (name.clone(), text(value)))
+                .collect(),
+            body_start: text(&reply.body_start),
+        }
+    }
+
+    /// An ETag that If-Match can use, else a date.
+    fn validator(&self) -> Option<Validator> {
+        let strong = self.etag.clone().filter(|tag| crate::request::etag(tag).is_ok());
+        let date = || self.last_modified.clone().filter(|d| clock::parse_http_date(d).is_some());
+        strong.map(Validator::Etag).or_else(|| date().map(Validator::LastModified))
+    }
+}
+
+/// Sets an entry aside after 412.
+pub fn conflict(queue: &Queue, id: EntryId, reply: &Reply, reason: &str) -> Result<()> {
+    write_response(queue, id, reply, reason)?;
+    let from = id.to_string();
+    move_aside(&queue.dir, &from, &queue.dir, &format!("{id}{CONFLICT}"))?;
+    queue.sync_dir()
+}
+
+/// Sets an entry aside that the server refused for good.
+pub fn reject(queue: &Queue, id: EntryId, reply: &Reply, reason: &str) -> Result<()> {
+    write_response(queue, id, reply, reason)?;
+    aside(queue, id, REJECTED)
+}
+
+/// Sets a damaged entry aside. Whatever has its name is kept, be it a file or a link.
+pub fn corrupt(queue: &Queue, id: EntryId, reason: &str) -> Result<()> {
+    let name = id.to_string();
+    let kind = queue.dir.stat(&name)?.type_;
+    let reason = format!("{reason}\n");
+    if kind == DescriptorType::Directory {
+        // Best effort: the entry must get out of the way also where nothing can be written in it.
+        let path = format!("{name}/{REASON}");
+        let _ = queue.dir.remove(&path).and_then(|()| queue.dir.write(&path, reason.as_bytes(), queue.sync));
+        return aside(queue, id, CORRUPT);
+    }
+    let staging = queue.staging()?;
+    let wrapper = format!("{name}.corrupt");
+    staging.remove(&wrapper)?;
+    staging.create_dir(&wrapper)?;
+    staging.write(&format!("{wrapper}/{REASON}"), reason.as_bytes(), queue.sync)?;
+    queue.dir.rename(&name, &staging, &format!("{wrapper}/found"))?;
+    let corrupt = queue.dir.open_or_create(CORRUPT)?;
+    move_aside(&staging, &wrapper, &corrupt, &format!("{id}."))?;
+    sync_both(queue, &corrupt)
+}
+
+fn aside(queue: &Queue, id: EntryId, place: &str) -> Result<()> {
+    let to = queue.dir.open_or_create(place)?;
+    move_aside(&queue.dir, &id.to_string(), &to, &format!("{id}."))?;
+    sync_both(queue, &to)
+}
+
+fn sync_both(queue: &Queue, other: &Dir) -> Result<()> {
+    // The new name first: a crash in between then shows the entry twice rather than nowhere.
+    if queue.sync {
+        other.sync()?;
+    }
+    queue.sync_dir()
+}
+
+fn write_response(queue: &Queue, id: EntryId, reply: &Reply, reason: &str) -> Result<()> {
+    let path = format!("{id}/{RESPONSE}");
+    queue.dir.remove(&path)?;
+    Ok(queue.dir.write(&path, &to_json(&Response::new(reply, reason)), queue.sync)?)
+}
+
+/// Renames to `prefix` and the time, with 4 random hex digits on a clash.
+fn move_aside(from_dir: &Dir, from: &str, to_dir: &Dir, prefix: &str) -> Result<()> {
+    let mut to = format!("{prefix}{}", clock::compact(SystemTime::now()));
+    while to_dir.stat(&to).is_ok() {
+        to = format!("{prefix}{}-{:04x}", clock::compact(SystemTime::now()), get_random_u64() & 0xffff);
+    }
+    Ok(from_dir.rename(from, to_dir, &to)?)
+}
+
+/// An entry wherever it is: the directory that holds it, its name there, and what that means.
+pub struct Located {
+    dir: Option<Dir>,
+    name: String,
+    id: EntryId,
+    place: Place,
+    stamp: Option<String>,
+}
+
+impl Located {
+    fn dir<'a>(&'a self, queue: &'a Queue) -> &'a Dir {
+        self.dir.as_ref().unwrap_or(&queue.dir)
+    }
+
+    fn path(&self, file: &str) -> String {
+        format!("{}/{file}", self.name)
+    }
+}
+
+/// Everything that was set aside, oldest first.
+pub fn all(queue: &Queue) -> Result<Vec<Item>> {
+    let mut found = Vec::new();
+    queue.names(|name, _| {
+        if let Name::Conflict(id, stamp) = layout::parse(name) {
+            found.push((None, name.to_owned(), id, Place::Conflict, stamp.to_owned()));
+        }
+    })?;
+    for (sub, place) in [(REJECTED, Place::Rejected), (CORRUPT, Place::Corrupt)] {
+        match queue.dir.open(sub) {
+            Ok(dir) => dir.list(|name, _| {
+                if let Some((id, stamp)) = parse_aside(&name) {
+                    let stamp = stamp.to_owned();
+                    found.push((Some(sub), name, id, place, stamp));
+                }
+            })?,
+            Err(fault) if fault.is_missing() => {}
+            Err(fault) => return Err(fault.into()),
+        }
+    }
+    found.sort_by(|a, b| (&a.4, a.2).cmp(&(&b.4, b.2)));
+    let mut items = Vec::new();
+    for (sub, name, id, place, stamp) in found {
+        let dir = sub.map(|sub| queue.dir.open(sub)).transpose()?;
+        items.push(item(queue, &Located { dir, name, id, place, stamp: Some(stamp) }));
+    }
+    Ok(items)
+}
+
+/// Finds an entry by its name, or by its id wherever it is: pending, then set aside, the newest first.
+pub fn locate(queue: &Queue, wanted: &str) -> Result<Located> {
+    let missing = || Error::NoSuchEntry(wanted.into());
+    // rejected/<id>.<ts> and corrupt/<id>.<ts> are names too: that is how the directories read.
+    let bare = wanted.rsplit_once('/').map_or(wanted, |(_, bare)| bare);
+    if let Some(id) = EntryId::parse(bare) {
+        if queue.dir.stat(bare).is_ok() {
+            return Ok(Located { dir: None, name: bare.into(), id, place: Place::Pending, stamp: None });
+        }
+    }
+    let matches = |name: &str, id: EntryId| name == bare || id.to_string() == bare;
+    let mut best: Option<(Option<&str>, String, EntryId, Place, String)> = None;
+    let mut offer = |sub, name: &str, id, place, stamp: &str| {
+        if matches(name, id) && best.as_ref().is_none_or(|b| b.4.as_str() < stamp) {
+            best = Some((sub, name.to_owned(), id, place, stamp.to_owned()));
+        }
+    };
+    queue.names(|name, _| {
+        if let Name::Conflict(id, stamp) = layout::parse(name) {
+            offer(None, name, id, Place::Conflict, stamp);
+        }
+    })?;
+    for (sub, place) in [(REJECTED, Place::Rejected), (CORRUPT, Place::Corrupt)] {
+        if let Ok(dir) = queue.dir.open(sub) {
+            dir.list(|name, _| {
+                if let Some((id, stamp)) = parse_aside(&name) {
+                    offer(Some(sub), &name, id, place, stamp);
+                }
+            })?;
+        }
+    }
+    let (sub, name, id, place, stamp) = best.ok_or_else(missing)?;
+    let dir = sub.map(|sub| queue.dir.open(sub)).transpose()?;
+    Ok(Located { dir, name, id, place, stamp: Some(stamp) })
+}
+
+/// An entry as the WIT shows it, with as much as can be read.
+pub fn item(queue: &Queue, at: &Located) -> Item {
+    let dir = at.dir(queue);
+    let meta = dir.read(&at.path(META), MAX_RECORD).ok().and_then(|json| Meta::parse(at.id, &json).ok());
+    let state = dir.read(&at.path(STATE), MAX_RECORD).ok().and_then(|json| State::parse(&json).ok());
+    let body_len = dir.stat(&at.path(BODY)).ok().map(|stat| stat.size);
+    let response = response(queue, at);
+    let reason = || {
+        let text = dir.read(&at.path(REASON), MAX_RECORD).ok()?;
+        Some(String::from_utf8_lossy(&text).trim().to_owned())
+    };
+    Item {
+        name: at.name.clone(),
+        place: at.place,
+        entry: meta.map(|meta| queue::describe(at.id, meta, state.unwrap_or_default(), body_len)),
+        since: at.stamp.as_deref().and_then(clock::expand_compact),
+        reason: response.as_ref().map(|r| r.reason.clone()).or_else(reason),
+        validator: response.as_ref().and_then(Response::validator),
+        reply: response.map(|r| WitReply { status: r.status, headers: r.headers, body_start: r.body_start }),
+    }
+}
+
+fn response(queue: &Queue, at: &Located) -> Option<Response> {
+    // A pending entry that was put back by `retry` has none any more.
+    let json = at.dir(queue).read(&at.path(RESPONSE), MAX_RECORD).ok()?;
+    serde_json::from_slice(&json).ok()
+}
+
+/// A stream of an entry's body.
+pub fn read_body(queue: &Queue, name: &str) -> Result<wasi::io::streams::InputStream> {
+    let at = locate(queue, name)?;
+    let path = at.path(BODY);
+    let file = at.dir(queue).open_file(&path)?;
+    file.stream().map_err(|code| Error::Io(format!("cannot read {path}: {}", code.name())))
+}
+
+/// Ends a conflict. `mine` queues the write again on top of the version that the conflict shows.
+pub fn resolve(config: &Config, queue: &Queue, name: &str, keep: Keep) -> Result<Option<EntryId>> {
+    let at = locate(queue, name)?;
+    if at.place != Place::Conflict {
+        return Err(Error::WrongPlace(format!("{name} is no conflict")));
+    }
+    let queued = match keep {
+        Keep::Theirs => None,
+        Keep::Mine => Some(requeue(config, queue, &at)?),
+    };
+    // A crash before this leaves the conflict beside the new entry: shown twice, lost never.
+    queue.discard(&queue.dir, &at.name)?;
+    queue.sync_dir()?;
+    Ok(queued)
+}
+
+fn requeue(config: &Config, queue: &Queue, at: &Located) -> Result<EntryId> {
+    let entry = item(queue, at);
+    let meta = entry.entry.ok_or_else(|| Error::Io(format!("{}: meta.json cannot be read", at.name)))?;
+    let mut request = Request {
+        method: meta.method,
+        uri: meta.raw_uri,
+        content_type: meta.content_type,
+        headers: meta.headers,
+        base_mod_time: None,
+        base_etag: None,
+        create: false,
+    };
+    match entry.validator {
+        Some(Validator::Etag(tag)) => request.base_etag = Some(tag),
+        Some(Validator::LastModified(date)) => {
+            request.base_mod_time = clock::parse_http_date(&date).map(clock::rfc3339);
+        }
+        None => {
+            return Err(Error::NoValidator(format!(
+                "{}: the server's reply named no version, so yours cannot be put on top of it safely",
+                at.name
+            )));
+        }
+    }
+    enqueue::enqueue(config, queue, &request, Body::Stored(at.dir(queue), &at.path(BODY)))
+}
+
+/// Makes an entry due now, or puts a conflict or a rejected entry back in its old place.
+pub fn retry(queue: &Queue, name: &str) -> Result<()> {
+    let at = locate(queue, name)?;
+    let dir = at.dir(queue);
+    match at.place {
+        Place::Pending => {
+            let mut state = match queue.load(at.id) {
+                Ok(entry) => entry.state,
+                Err(_) => return Err(Error::WrongPlace(format!("{name} cannot be read"))),
+            };
+            state.not_before = None;
+            queue.save_state(at.id, &state)
+        }
+        Place::Corrupt => {
+            Err(Error::WrongPlace(format!("{name} is corrupt; show it, mend or drop it")))
+        }
+        Place::Conflict | Place::Rejected => {
+            for file in [RESPONSE, STATE] {
+                dir.remove(&at.path(file))?;
+            }
+            dir.rename(&at.name, &queue.dir, &at.id.to_string())?;
+            if let (true, Some(place)) = (queue.sync, &at.dir) {
+                place.sync()?;
+            }
+            queue.sync_dir()
+        }
+    }
+}
+
+/// Removes an entry for good.
+pub fn drop_entry(queue: &Queue, name: &str) -> Result<()> {
+    let at = locate(queue, name)?;
+    queue.discard(at.dir(queue), &at.name)?;
+    if let (true, Some(place)) = (queue.sync, &at.dir) {
+        place.sync()?;
+    }
+    queue.sync_dir()
+}

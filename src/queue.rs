@@ -1,0 +1,289 @@
+//! The queue on disk: what is in it, and how entries are read, annotated and removed.
+
+use crate::bindings::exports::zddc::outbox::queue::Counts;
+use crate::bindings::types;
+use crate::clock;
+use crate::config::Config;
+use crate::dir::{DescriptorType, Dir, Fault, kind_name};
+use crate::id::EntryId;
+use crate::layout::{self, ABANDONED_AFTER, BODY, CORRUPT, MAX_RECORD, META, Name, REJECTED, STAGING, STATE};
+use crate::meta::{Meta, Unusable, to_json};
+use crate::state::State;
+use crate::{Error, Result};
+use std::time::{Duration, SystemTime};
+
+/// The queue.
+#[derive(Debug)]
+pub struct Queue {
+    /// ROOT, where cached files may be.
+    pub root: Dir,
+    /// `.zddc-outbox`.
+    pub dir: Dir,
+    /// Whether writes are synced.
+    pub sync: bool,
+}
+
+/// A pending entry, read and found sound (its body by length only).
+#[derive(Debug)]
+pub struct Entry {
+    /// Its id.
+    pub id: EntryId,
+    /// What to send.
+    pub meta: Meta,
+    /// What happened so far.
+    pub state: State,
+    /// Bytes in body.bin.
+    pub body_len: u64,
+}
+
+/// Why a pending entry cannot be read.
+#[derive(Debug)]
+pub enum Unloadable {
+    /// It is no longer there.
+    Gone,
+    /// Somebody is still writing it.
+    InProgress,
+    /// A newer program wrote it, in this format.
+    Newer(u32),
+    /// It is damaged, for this reason.
+    Damaged(String),
+    /// It could not be read now.
+    Io(Error),
+}
+
+impl Queue {
+    /// Opens the queue, making its directory where it is missing. (The bundled host has made it before, with
+    /// mode 0700, which a guest cannot set.)
+    pub fn open(config: &Config) -> Result<Queue> {
+        let root = Dir::root()?;
+        let dir = root.open_or_create(layout::OUTBOX_DIR)?;
+        Ok(Queue { root, dir, sync: config.sync })
+    }
+
+    /// Calls `each` with every name in the queue's directory.
+    pub fn names(&self, mut each: impl FnMut(&str, DescriptorType)) -> Result<()> {
+        Ok(self.dir.list(|name, kind| each(&name, kind))?)
+    }
+
+    /// The names that stand for pending entries, in queue order. Whatever has such a name counts, a file
+    /// or a link too: [`Queue::load`] finds it damaged.
+    pub fn ids(&self) -> Result<Vec<EntryId>> {
+        let mut ids = Vec::new();
+        self.names(|name, _| {
+            if let Name::Pending(id) = layout::parse(name) {
+                ids.push(id);
+            }
+        })?;
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// Reads a pending entry.
+    pub fn load(&self, id: EntryId) -> std::result::Result<Entry, Unloadable> {
+        let name = id.to_string();
+        let meta = match self.dir.read(&format!("{name}/{META}"), MAX_RECORD) {
+            Ok(json) => Meta::parse(id, &json).map_err(|unusable| match unusable {
+                Unusable::Newer(format) => Unloadable::Newer(format),
+                Unusable::Damaged(reason) => Unloadable::Damaged(reason),
+            })?,
+            Err(fault) => return Err(self.without_meta(&name, fault)),
+        };
+        let body_len = self.body_len(&name, &meta)?;
+        let state = self.state(&name)?;
+        Ok(Entry { id, meta, state, body_len })
+    }
+
+    /// What an entry is whose meta.json cannot be read.
+    fn without_meta(&self, name: &str, fault: Fault) -> Unloadable {
+        let stat = match self.dir.stat(name) {
+            Ok(stat) => stat,
+            Err(gone) if gone.is_missing() => return Unloadable::Gone,
+            Err(other) => return Unloadable::Io(other.into()),
+        };
+        if stat.type_ != DescriptorType::Directory {
+            return Unloadable::Damaged(format!("it is no directory but a {}", kind_name(stat.type_)));
+        }
+        if !fault.is_missing() {
+            return unreadable(fault);
+        }
+        // Publishing is one rename, but the original makes the directory first and meta.json last.
+        match age(stat.data_modification_timestamp) {
+            Some(age) if age < ABANDONED_AFTER => Unloadable::InProgress,
+            _ => Unloadable::Damaged("meta.json is missing".into()),
+        }
+    }
+
+    fn body_len(&self, name: &str, meta: &Meta) -> std::result::Result<u64, Unloadable> {
+        let stat = match self.dir.stat(&format!("{name}/{BODY}")) {
+            Ok(stat) => stat,
+            Err(fault) if fault.is_missing() => {
+                return Err(Unloadable::Damaged("body.bin is missing".into()));
+            }
+            Err(fault) => return Err(unreadable(fault)),
+        };
+        if stat.type_ != DescriptorType::RegularFile {
+            return Err(Unloadable::Damaged(format!("body.bin is no file but a {}", kind_name(stat.type_))));
+        }
+        match meta.body_len {
+            Some(len) if len != stat.size => Err(Unloadable::Damaged(format!(
+                "body.bin has {} bytes where meta.json says {len}",
+                stat.size
+            ))),
+            _ => Ok(stat.size),
+        }
+    }
+
+    fn state(&self, name: &str) -> std::result::Result<State, Unloadable> {
+        match self.dir.read(&format!("{name}/{STATE}"), MAX_RECORD) {
+            Ok(json) => State::parse(&json).map_err(|e| Unloadable::Damaged(crate::guest::describe(&e))),
+            Err(fault) if fault.is_missing() => Ok(State::default()),
+            Err(fault) => Err(unreadable(fault)),
+        }
+    }
+
+    /// Replaces an entry's state.json.
+    pub fn save_state(&self, id: EntryId, state: &State) -> Result<()> {
+        let (path, new) = (format!("{id}/{STATE}"), format!("{id}/{STATE}.new"));
+        self.dir.remove(&new)?;
+        self.dir.write(&new, &to_json(state), self.sync)?;
+        Ok(self.dir.rename(&new, &self.dir, &path)?)
+    }
+
+    /// Removes something for good, so that no half of it is ever visible: one rename into `.staging`, then
+    /// the rest. A crash in between leaves it to the sweep.
+    pub fn discard(&self, from: &Dir, name: &str) -> Result<()> {
+        let staging = self.staging()?;
+        // A sweep that failed half-way may have left the name.
+        staging.remove(name)?;
+        from.rename(name, &staging, name)?;
+        // It is out of the queue. What is left of it takes space only, and the sweep will see to that.
+        let _ = staging.remove(name);
+        Ok(())
+    }
+
+    /// Makes renames in the queue's directory durable.
+    pub fn sync_dir(&self) -> Result<()> {
+        match self.sync {
+            true => Ok(self.dir.sync()?),
+            false => Ok(()),
+        }
+    }
+
+    /// `.staging`, made where it is missing.
+    pub fn staging(&self) -> Result<Dir> {
+        Ok(self.dir.open_or_create(STAGING)?)
+    }
+
+    /// Removes what a crash left in `.staging`.
+    pub fn sweep(&self) -> Result<()> {
+        let staging = match self.dir.open(STAGING) {
+            Ok(staging) => staging,
+            Err(fault) if fault.is_missing() => return Ok(()),
+            Err(fault) => return Err(fault.into()),
+        };
+        let mut names = Vec::new();
+        staging.list(|name, _| names.push(name))?;
+        for name in names {
+            // A body that is still growing is being written, however long ago it was begun.
+            let touched = [format!("{name}/{BODY}"), name.clone()]
+                .iter()
+                .filter_map(|path| age(staging.stat(path).ok()?.data_modification_timestamp))
+                .min();
+            if touched.is_none_or(|age| age >= ABANDONED_AFTER) {
+                staging.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many entries are where, by their names.
+    pub fn count(&self) -> Result<Counts> {
+        let mut counts = Counts { pending: 0, conflicts: 0, rejected: 0, corrupt: 0, oldest: None };
+        let mut oldest = None;
+        self.names(|name, _| match layout::parse(name) {
+            Name::Pending(id) => {
+                counts.pending += 1;
+                oldest = Some(oldest.map_or(id, |o: EntryId| o.min(id)));
+            }
+            Name::Conflict(..) => counts.conflicts += 1,
+            Name::Ours | Name::Foreign => {}
+        })?;
+        counts.oldest = oldest.map(|id| id.to_string());
+        counts.rejected = self.count_aside(REJECTED)?;
+        counts.corrupt = self.count_aside(CORRUPT)?;
+        Ok(counts)
+    }
+
+    fn count_aside(&self, place: &str) -> Result<u64> {
+        let mut count = 0;
+        match self.dir.open(place) {
+            Ok(dir) => dir.list(|name, _| count += u64::from(layout::parse_aside(&name).is_some()))?,
+            Err(fault) if fault.is_missing() => {}
+            Err(fault) => return Err(fault.into()),
+        }
+        Ok(count)
+    }
+
+    /// Pending entries as the WIT shows them, at most `limit` of those after `after`.
+    pub fn pending(&self, after: Option<EntryId>, limit: u32) -> Result<Vec<types::Entry>> {
+        let ids = self.ids()?;
+        let rest = ids.into_iter().filter(|id| after.is_none_or(|after| *id > after));
+        let mut entries = Vec::new();
+        for id in rest {
+            if entries.len() >= limit as usize {
+                break;
+            }
+            match self.load(id) {
+                Ok(entry) => entries.push(describe(id, entry.meta, entry.state, Some(entry.body_len))),
+                Err(Unloadable::Io(error)) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// A fault in reading an entry's file: damage where trying again is pointless, else trouble of the machine.
+fn unreadable(fault: Fault) -> Unloadable {
+    use crate::dir::ErrorCode;
+    match fault.code {
+        ErrorCode::Loop
+        | ErrorCode::IsDirectory
+        | ErrorCode::NotDirectory
+        | ErrorCode::Invalid
+        | ErrorCode::NotPermitted
+        | ErrorCode::FileTooLarge => Unloadable::Damaged(format!("{}: {}", fault.doing, fault.code.name())),
+        _ => Unloadable::Io(fault.into()),
+    }
+}
+
+/// An entry as the WIT shows it.
+pub fn describe(id: EntryId, meta: Meta, state: State, body_len: Option<u64>) -> types::Entry {
+    types::Entry {
+        id: id.to_string(),
+        // Go's zero time means none, and is not shown.
+        base_mod_time: match meta.base_time() {
+            Ok(Some(_)) => meta.base_mod_time,
+            _ => None,
+        },
+        method: meta.method,
+        raw_uri: meta.raw_uri,
+        content_type: meta.content_type,
+        headers: meta.headers,
+        base_etag: meta.base_etag,
+        create: meta.create,
+        queued_at: meta.queued_at,
+        body_len,
+        attempts: state.attempts,
+        not_before: state.not_before,
+        last_error: state.last_error,
+    }
+}
+
+/// How long ago something was modified, by the wall clock; zero where that is in the future.
+pub fn age(modified: Option<wasi::clocks::wall_clock::Datetime>) -> Option<Duration> {
+    let modified = modified?;
+    let now = clock::unix_nanos(SystemTime::now());
+    let then = modified.seconds.saturating_mul(1_000_000_000).saturating_add(modified.nanoseconds.into());
+    Some(Duration::from_nanos(now.saturating_sub(then)))
+}

@@ -1,0 +1,91 @@
+//! Where requests go: one origin, optionally with a path prefix.
+
+use crate::{Error, Invalid, Result};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use wasi::http::types::Scheme;
+
+/// Characters that must not stand in a request target (RFC 3986 section 2); '%' may, as it starts an escape.
+const ESCAPED: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'\\').add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
+
+/// The upstream.
+#[derive(Debug)]
+pub struct Upstream {
+    /// http or https.
+    pub scheme: Scheme,
+    /// Host and port.
+    pub authority: String,
+    /// What every path starts with; no slash at its end.
+    prefix: String,
+}
+
+impl Upstream {
+    /// Reads `http(s)://host[:port][/prefix]`.
+    pub fn parse(url: &str) -> Result<Upstream> {
+        let refuse = |reason: &str| {
+            let (what, value) = ("OUTBOX_UPSTREAM".into(), without_credentials(url));
+            Err(Error::Configuration(Invalid { what, value, reason: reason.into() }))
+        };
+        let (scheme, rest) = match url.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (Scheme::Http, rest),
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (Scheme::Https, rest),
+            _ => return refuse("the upstream is no http or https URL, such as https://example.org"),
+        };
+        if rest.contains(['?', '#']) {
+            return refuse("the upstream has a query or a fragment; give scheme, host, port and a path at most");
+        }
+        let (authority, prefix) = match rest.find('/') {
+            Some(slash) => rest.split_at(slash),
+            None => (rest, ""),
+        };
+        if authority.contains('@') {
+            return refuse("the upstream has credentials in it; give them with --bearer-env or --bearer-file");
+        }
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        if host.is_empty() || rest.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\') {
+            return refuse("the upstream has no usable host");
+        }
+        Ok(Upstream { scheme, authority: authority.into(), prefix: prefix.trim_end_matches('/').into() })
+    }
+
+    /// The request target for an entry's path and query. What a raw URI may hold but a request line may not
+    /// (the original stores queries unescaped) is percent-encoded, which names the same resource.
+    pub fn target(&self, raw_uri: &str) -> String {
+        let mut target = utf8_percent_encode(&self.prefix, ESCAPED).to_string();
+        target.extend(utf8_percent_encode(raw_uri, ESCAPED));
+        target
+    }
+}
+
+fn without_credentials(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => {
+            format!("{}://...{}", url.get(..scheme).unwrap_or_default(), url.get(at..).unwrap_or_default())
+        }
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upstream_is_an_origin_with_an_optional_prefix() {
+        let upstream = Upstream::parse("HTTP://127.0.0.1:8080/dav/").unwrap();
+        assert_eq!(upstream.authority, "127.0.0.1:8080");
+        assert_eq!(upstream.target("/a b?x=<1>&y=%20"), "/dav/a%20b?x=%3C1%3E&y=%20");
+        assert_eq!(Upstream::parse("https://[::1]:8443").unwrap().authority, "[::1]:8443");
+        assert_eq!(Upstream::parse("http://h").unwrap().target("/"), "/");
+    }
+
+    #[test]
+    fn other_urls_are_refused_without_showing_a_password() {
+        for url in ["", "h", "ftp://h/", "http://", "http:///x", "http://:80", "http://h?x", "http://h#x", "http://u:secret@h/", "http://a b/"] {
+            match Upstream::parse(url) {
+                Err(Error::Configuration(invalid)) => assert!(!invalid.value.contains("secret")),
+                other => panic!("{url}: {other:?}"),
+            }
+        }
+    }
+}
