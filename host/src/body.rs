@@ -1,0 +1,139 @@
+//! Bodies on their way into the guest.
+
+use bytes::Bytes;
+use http_body::Body as HttpBody;
+use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use std::io::Read;
+use wasmtime_wasi::p2::{DynInputStream, InputStream, Pollable, StreamError, StreamResult};
+
+/// The body of a write.
+pub struct Body(pub(crate) Kind);
+
+pub(crate) enum Kind {
+    Bytes(Bytes),
+    Reader(Box<dyn Read + Send>),
+    Stream(UnsyncBoxBody<Bytes, String>),
+}
+
+impl Body {
+    /// No body.
+    pub fn empty() -> Body {
+        Body(Kind::Bytes(Bytes::new()))
+    }
+
+    /// What a reader yields, such as an open file. It is read on the thread that writes the entry, a chunk
+    /// at a time.
+    pub fn reader(reader: impl Read + Send + 'static) -> Body {
+        Body(Kind::Reader(Box::new(reader)))
+    }
+
+    /// An HTTP body, such as that of a request being served.
+    pub fn stream<B>(body: B) -> Body
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: std::fmt::Display,
+    {
+        Body(Kind::Stream(body.map_err(|e| e.to_string()).boxed_unsync()))
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Body {
+        Body(Kind::Bytes(bytes))
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Body {
+        Body(Kind::Bytes(bytes.into()))
+    }
+}
+
+impl From<&'static str> for Body {
+    fn from(text: &'static str) -> Body {
+        Body(Kind::Bytes(Bytes::from_static(text.as_bytes())))
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Body {
+        Body(Kind::Bytes(text.into()))
+    }
+}
+
+/// The guest's view of a body that is not at hand.
+pub(crate) fn input_stream(kind: Kind) -> DynInputStream {
+    match kind {
+        Kind::Bytes(bytes) => Box::new(wasmtime_wasi::p2::pipe::MemoryInputPipe::new(bytes)),
+        Kind::Reader(reader) => Box::new(ReaderStream { reader }),
+        Kind::Stream(body) => Box::new(BodyStream { body, next: None }),
+    }
+}
+
+/// A reader as a stream that is always ready, since its thread may block.
+struct ReaderStream {
+    reader: Box<dyn Read + Send>,
+}
+
+/// The guest asks for no more at once.
+const CHUNK: usize = 64 * 1024;
+
+#[wasmtime_wasi::async_trait]
+impl InputStream for ReaderStream {
+    fn read(&mut self, size: usize) -> StreamResult<Bytes> {
+        let mut chunk = vec![0; size.min(CHUNK)];
+        loop {
+            return match self.reader.read(&mut chunk) {
+                Ok(0) if !chunk.is_empty() => Err(StreamError::Closed),
+                Ok(n) => {
+                    chunk.truncate(n);
+                    Ok(chunk.into())
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => Err(StreamError::LastOperationFailed(e.into())),
+            };
+        }
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for ReaderStream {
+    async fn ready(&mut self) {}
+}
+
+/// An HTTP body as a stream.
+struct BodyStream {
+    body: UnsyncBoxBody<Bytes, String>,
+    /// What was received and not yet read.
+    next: Option<Result<Bytes, StreamError>>,
+}
+
+#[wasmtime_wasi::async_trait]
+impl InputStream for BodyStream {
+    fn read(&mut self, size: usize) -> StreamResult<Bytes> {
+        match self.next.take() {
+            None => Ok(Bytes::new()),
+            Some(Ok(mut bytes)) => {
+                let chunk = bytes.split_to(size.min(bytes.len()));
+                self.next = (!bytes.is_empty()).then_some(Ok(bytes));
+                Ok(chunk)
+            }
+            Some(Err(error)) => Err(error),
+        }
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl Pollable for BodyStream {
+    async fn ready(&mut self) {
+        while self.next.is_none() {
+            self.next = match self.body.frame().await {
+                None => Some(Err(StreamError::Closed)),
+                Some(Err(e)) => Some(Err(StreamError::LastOperationFailed(wasmtime::format_err!("{e}")))),
+                // Trailers and empty frames say nothing.
+                Some(Ok(frame)) => frame.into_data().ok().filter(|data| !data.is_empty()).map(Ok),
+            };
+        }
+    }
+}

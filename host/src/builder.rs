@@ -1,0 +1,248 @@
+//! How an outbox is configured.
+
+use crate::credential::Credential;
+use crate::driver;
+use crate::egress::{Egress, Origin};
+use crate::outbox::Outbox;
+use crate::pool::Dial;
+use crate::root;
+use crate::runtime::{Runtime, RuntimeOptions, default_cache_dir};
+use crate::sandbox::Limits;
+use crate::worker::Recipe;
+use crate::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Whether an enqueue that returned survives a power failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// Body, metadata and directories are synced first.
+    #[default]
+    Full,
+    /// Nothing is: for tests and scratch.
+    None,
+}
+
+/// What becomes of writes that the server refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Refused {
+    /// They are kept: in `rejected/`, or in the queue while credentials are wanting.
+    #[default]
+    Keep,
+    /// They are removed, as the original does.
+    Drop,
+}
+
+/// In which order entries are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// In queue order per resource; independent ones at once.
+    #[default]
+    Path,
+    /// The whole queue in one line.
+    Strict,
+}
+
+/// Configures an outbox. `start` replays in the background; `open` only when asked to.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Builder {
+    root: PathBuf,
+    upstream: Option<String>,
+    credential: Option<Credential>,
+    ca: Option<PathBuf>,
+    concurrency: usize,
+    order: Order,
+    durability: Durability,
+    max_body: u64,
+    rejected: Refused,
+    auth: Refused,
+    connect_timeout: Duration,
+    idle_timeout: Duration,
+    limits: Limits,
+    watch: bool,
+    runtime: Option<Runtime>,
+    runtime_options: RuntimeOptions,
+}
+
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Runtime(..)")
+    }
+}
+
+impl Builder {
+    pub(crate) fn new(root: &Path) -> Builder {
+        Builder {
+            root: root.into(),
+            upstream: None,
+            credential: None,
+            ca: None,
+            concurrency: 4,
+            order: Order::default(),
+            durability: Durability::default(),
+            max_body: 256 * 1024 * 1024,
+            rejected: Refused::default(),
+            auth: Refused::default(),
+            connect_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            limits: Limits::default(),
+            watch: true,
+            runtime: None,
+            runtime_options: RuntimeOptions { component: None, cache_dir: default_cache_dir() },
+        }
+    }
+
+    /// Where to replay to: `http(s)://host[:port][/prefix]`. Nothing else is reachable from the sandbox.
+    pub fn upstream(mut self, url: impl Into<String>) -> Self {
+        self.upstream = Some(url.into());
+        self
+    }
+
+    /// What to put into the Authorization header of every request.
+    pub fn credential(mut self, credential: Credential) -> Self {
+        self.credential = Some(credential);
+        self
+    }
+
+    /// Certificates, in PEM, to trust besides the platform's.
+    pub fn ca(mut self, file: impl Into<PathBuf>) -> Self {
+        self.ca = Some(file.into());
+        self
+    }
+
+    /// Requests in flight at once, 1 to 256; 4.
+    pub fn concurrency(mut self, requests: usize) -> Self {
+        self.concurrency = requests;
+        self
+    }
+
+    /// In which order entries are sent.
+    pub fn order(mut self, order: Order) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// Whether an enqueue that returned survives a power failure; it does.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// The longest body in bytes; 256 MiB.
+    pub fn max_body(mut self, bytes: u64) -> Self {
+        self.max_body = bytes;
+        self
+    }
+
+    /// What becomes of writes that are refused for good; kept.
+    pub fn rejected(mut self, refused: Refused) -> Self {
+        self.rejected = refused;
+        self
+    }
+
+    /// What becomes of writes that are refused for want of credentials; kept in the queue.
+    pub fn auth(mut self, refused: Refused) -> Self {
+        self.auth = refused;
+        self
+    }
+
+    /// Until a connection must be there; 10 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// The longest pause of a transfer without a byte either way; 60 s.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = timeout;
+        self
+    }
+
+    /// What the guest may use.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Whether entries that other processes queue wake the driver; they do. Without it, they are seen at
+    /// the next tick.
+    pub fn watch(mut self, watch: bool) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// Shares engine, component and connections with other outboxes.
+    pub fn runtime(mut self, runtime: Runtime) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Where the component comes from and where its compiled code is kept, unless a runtime is shared.
+    pub fn runtime_options(mut self, options: RuntimeOptions) -> Self {
+        self.runtime_options = options;
+        self
+    }
+
+    /// Opens the outbox: entries can be queued, looked at and replayed on demand. Must be called within a
+    /// tokio runtime, which carries the connections.
+    pub fn open(self) -> Result<Outbox, Error> {
+        let origin = self.upstream.as_deref().map(Origin::of_upstream).transpose()?;
+        let root = root::prepare(&self.root)?;
+        let runtime = match self.runtime {
+            Some(ref runtime) => runtime.clone(),
+            None => Runtime::new(&self.runtime_options)?,
+        };
+        let egress = match &origin {
+            None => Egress::default(),
+            Some(origin) => {
+                let dial = Dial {
+                    tls: origin.is_https(),
+                    ca: self.ca.clone(),
+                    connect_timeout: self.connect_timeout,
+                    idle_timeout: self.idle_timeout,
+                };
+                Egress::to(origin.clone(), self.credential.clone(), runtime.0.pool.client(&dial)?)
+            }
+        };
+        let env = Arc::new(self.env());
+        Outbox::open(Recipe { runtime, root, env, egress, limits: self.limits })
+    }
+
+    /// Opens the outbox and replays it in the background from now on: at once, then at ticks and wakes.
+    /// Fails where another host replays this root.
+    pub fn start(self) -> Result<Outbox, Error> {
+        if self.upstream.is_none() {
+            return Err(Error::Invalid {
+                what: "upstream".into(),
+                value: String::new(),
+                reason: "none is set; give its URL with --upstream or OUTBOX_UPSTREAM".into(),
+            });
+        }
+        let watch = self.watch;
+        let outbox = self.open()?;
+        driver::start(&outbox, watch)?;
+        Ok(outbox)
+    }
+
+    /// The guest's configuration.
+    fn env(&self) -> Vec<(String, String)> {
+        let word = |refused, keep: &str| if refused == Refused::Keep { keep.into() } else { "drop".to_owned() };
+        let millis = |timeout: Duration| timeout.as_millis().max(1).to_string();
+        let order = if self.order == Order::Strict { "strict" } else { "path" };
+        let durability = if self.durability == Durability::Full { "full" } else { "none" };
+        let mut env = vec![
+            ("OUTBOX_DURABILITY", durability.to_owned()),
+            ("OUTBOX_MAX_BODY", self.max_body.to_string()),
+            ("OUTBOX_CONCURRENCY", self.concurrency.to_string()),
+            ("OUTBOX_ORDER", order.to_owned()),
+            ("OUTBOX_REJECTED", word(self.rejected, "keep")),
+            ("OUTBOX_AUTH", word(self.auth, "hold")),
+            ("OUTBOX_CONNECT_TIMEOUT_MS", millis(self.connect_timeout)),
+            ("OUTBOX_IDLE_TIMEOUT_MS", millis(self.idle_timeout)),
+        ];
+        env.extend(self.upstream.iter().map(|url| ("OUTBOX_UPSTREAM", url.clone())));
+        env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}

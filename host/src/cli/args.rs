@@ -1,0 +1,350 @@
+//! What can be written on the command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use outbox_host::{Builder, Credential, Durability, Error, Order, Refused};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  outbox demo
+  outbox send PUT /notes/today.txt --body today.txt --content-type text/plain
+  outbox list
+  outbox replay --upstream https://example.org
+  outbox run --upstream https://example.org --bearer-file token
+
+Exit codes:
+  0 done   1 error   2 usage   3 entries remain   4 conflicts, rejected or
+  corrupt entries need somebody ('replay', 'status' and 'verify' give 3 and 4)";
+
+/// A crash-safe offline-write queue for HTTP.
+///
+/// Writes are put on disk and replayed when the server is back: in order, never lost, never over somebody else's newer version.
+#[derive(Debug, Parser)]
+#[command(name = "outbox", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// The directory that the outbox lives in
+    #[arg(long, global = true, env = "OUTBOX_ROOT", value_name = "DIR", default_value = "./outbox-data")]
+    pub root: PathBuf,
+    /// Run this component instead of the built-in one
+    #[arg(long, global = true, value_name = "FILE")]
+    pub component: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Replay in the background: at the start, at ticks, and whenever something is queued
+    #[command(after_help = "\
+Ends on Ctrl-C or SIGTERM, after the request in flight or 10 s. SIGHUP and 'outbox wake' make a pass at once.
+
+Example:
+  outbox run --upstream https://example.org --bearer-env TOKEN --log json")]
+    Run(RunArgs),
+    /// Make one pass through the queue now
+    #[command(after_help = "\
+Exit code 3: entries remain; 4: conflicts, rejected or corrupt entries need somebody.
+
+Example:
+  outbox replay --upstream https://example.org --json | tail -n 1")]
+    Replay(ReplayArgs),
+    /// Queue a write; needs no upstream and no daemon
+    #[command(after_help = "\
+Examples:
+  outbox send PUT /notes/a.txt --body a.txt --content-type text/plain
+  echo hello | outbox send POST /messages --body -
+  outbox send DELETE /notes/old.txt --base-etag '\"v7\"'
+  outbox send PUT /new.txt --body new.txt --create")]
+    Send(SendArgs),
+    /// Print the entries that wait, in queue order
+    List(OutputArgs),
+    /// Print everything about one entry
+    #[command(after_help = "\
+Examples:
+  outbox show 18ea4ba277c322d7-873e00
+  outbox show 18ea4ba277c322d7-873e00 --body > body")]
+    Show(ShowArgs),
+    /// Print the writes that clashed with a newer version
+    Conflicts(OutputArgs),
+    /// Print the writes that the server refused for good
+    Rejected(OutputArgs),
+    /// End a conflict: queue your write on top of the server's version, or drop it
+    #[command(after_help = "\
+Example:
+  outbox resolve 18ea4ba277c322d7-873e00 --keep mine")]
+    Resolve(ResolveArgs),
+    /// Try entries again now: clear a backoff, or put conflicts and rejected writes back into the queue
+    Retry(NamesArgs),
+    /// Remove entries for good
+    Drop(NamesArgs),
+    /// Check every entry, bodies too; change nothing
+    Verify(OutputArgs),
+    /// Print how many entries are where, and who replays
+    Status(OutputArgs),
+    /// Ask the running outbox for a pass now
+    Wake,
+    /// Show the whole story in this terminal, with a server of its own
+    Demo(DemoArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "\
+Example:
+  outbox completions bash > ~/.local/share/bash-completion/completions/outbox")]
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Args)]
+pub struct OutputArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SendArgs {
+    /// PUT, POST, PATCH, DELETE or a WebDAV write
+    pub method: String,
+    /// Path and query, starting with '/'
+    pub uri: String,
+    /// The body: a file, or - for stdin; without it the body is empty
+    #[arg(long, value_name = "FILE|-")]
+    pub body: Option<PathBuf>,
+    /// The body's Content-Type
+    #[arg(long, value_name = "TYPE")]
+    pub content_type: Option<String>,
+    /// A further request header; may be given more than once
+    #[arg(long = "header", value_name = "'Name: value'")]
+    pub headers: Vec<String>,
+    /// The Last-Modified of the version that you changed; a newer one on the server is then a conflict
+    #[arg(long, value_name = "RFC3339")]
+    pub base_mod_time: Option<String>,
+    /// The ETag of the version that you changed, with its quotes
+    #[arg(long, value_name = "ETAG")]
+    pub base_etag: Option<String>,
+    /// The resource must not exist yet
+    #[arg(long, conflicts_with_all = ["base_mod_time", "base_etag"])]
+    pub create: bool,
+    #[command(flatten)]
+    pub storage: StorageArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct StorageArgs {
+    /// Whether to sync to the disk before acknowledging
+    #[arg(long, env = "OUTBOX_DURABILITY", value_name = "LEVEL", default_value = "full")]
+    pub durability: DurabilityArg,
+    /// The longest body, in bytes
+    #[arg(long, env = "OUTBOX_MAX_BODY", value_name = "BYTES", default_value_t = 256 * 1024 * 1024)]
+    pub max_body: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DurabilityArg {
+    Full,
+    None,
+}
+
+impl StorageArgs {
+    pub fn apply(&self, builder: Builder) -> Builder {
+        let durability = match self.durability {
+            DurabilityArg::Full => Durability::Full,
+            DurabilityArg::None => Durability::None,
+        };
+        builder.durability(durability).max_body(self.max_body)
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct UpstreamArgs {
+    /// Where to replay to: http(s)://host[:port][/prefix]
+    #[arg(long, env = "OUTBOX_UPSTREAM", value_name = "URL")]
+    pub upstream: Option<String>,
+    /// Take the bearer token from this environment variable
+    #[arg(long, value_name = "VAR", conflicts_with = "bearer_file")]
+    pub bearer_env: Option<String>,
+    /// Take the bearer token from this file, again whenever the server refuses it
+    #[arg(long, value_name = "FILE")]
+    pub bearer_file: Option<PathBuf>,
+    /// Trust these certificates too (PEM)
+    #[arg(long, env = "OUTBOX_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Requests in flight at once
+    #[arg(long, env = "OUTBOX_CONCURRENCY", value_name = "N", default_value_t = 4,
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
+    /// In queue order per path, or the whole queue in one line
+    #[arg(long, env = "OUTBOX_ORDER", value_name = "ORDER", default_value = "path")]
+    pub order: OrderArg,
+    /// What becomes of writes that the server refuses for good
+    #[arg(long, env = "OUTBOX_REJECTED", value_name = "WHAT", default_value = "keep")]
+    pub rejected: RejectedArg,
+    /// What becomes of writes that the server refuses for want of credentials
+    #[arg(long, env = "OUTBOX_AUTH", value_name = "WHAT", default_value = "hold")]
+    pub auth: AuthArg,
+    /// Seconds until a connection must be there
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds)]
+    pub connect_timeout: f64,
+    /// Seconds that a transfer may pause without a byte either way
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
+    pub idle_timeout: f64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum OrderArg {
+    Path,
+    Strict,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum RejectedArg {
+    Keep,
+    Drop,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum AuthArg {
+    Hold,
+    Drop,
+}
+
+/// A time-out: more than nothing, at most a day.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if seconds >= 0.001 && seconds <= 86_400.0 => Ok(seconds),
+        _ => Err("it is no number of seconds from 0.001 to 86400".into()),
+    }
+}
+
+impl UpstreamArgs {
+    pub fn apply(&self, builder: Builder) -> Result<Builder, Error> {
+        let upstream = self.upstream.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| Error::Invalid {
+            what: "upstream".into(),
+            value: String::new(),
+            reason: "none is set; give its URL with --upstream or OUTBOX_UPSTREAM".into(),
+        })?;
+        let mut builder = builder
+            .upstream(upstream)
+            .concurrency(self.concurrency.into())
+            .order(match self.order {
+                OrderArg::Path => Order::Path,
+                OrderArg::Strict => Order::Strict,
+            })
+            .rejected(match self.rejected {
+                RejectedArg::Keep => Refused::Keep,
+                RejectedArg::Drop => Refused::Drop,
+            })
+            .auth(match self.auth {
+                AuthArg::Hold => Refused::Keep,
+                AuthArg::Drop => Refused::Drop,
+            })
+            .connect_timeout(Duration::from_secs_f64(self.connect_timeout))
+            .idle_timeout(Duration::from_secs_f64(self.idle_timeout));
+        if let Some(name) = &self.bearer_env {
+            builder = builder.credential(Credential::from_env(name)?);
+        }
+        if let Some(path) = &self.bearer_file {
+            builder = builder.credential(Credential::from_file(path)?);
+        }
+        if let Some(path) = &self.ca {
+            builder = builder.ca(path);
+        }
+        Ok(builder)
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    #[command(flatten)]
+    pub upstream: UpstreamArgs,
+    #[command(flatten)]
+    pub storage: StorageArgs,
+    /// Print one JSON object per outcome and, last, one for the pass
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub upstream: UpstreamArgs,
+    #[command(flatten)]
+    pub storage: StorageArgs,
+    /// How to write the log
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log: LogFormat,
+    /// How much to log
+    #[arg(long, env = "OUTBOX_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: LogLevel,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The entry's id, or its name where it was set aside
+    #[arg(value_name = "ID")]
+    pub name: String,
+    /// Write the body to stdout, and nothing else
+    #[arg(long, conflicts_with = "json")]
+    pub body: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ResolveArgs {
+    /// The entry's id, or the conflict's name
+    #[arg(value_name = "ID")]
+    pub name: String,
+    /// mine: queue it again on top of the server's version; theirs: drop it
+    #[arg(long)]
+    pub keep: KeepArg,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum KeepArg {
+    Mine,
+    Theirs,
+}
+
+#[derive(Debug, Args)]
+pub struct NamesArgs {
+    /// The entries' ids, or their names where they were set aside
+    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+    pub names: Vec<String>,
+    /// All rejected writes
+    #[arg(long)]
+    pub all: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Leave the directory there
+    #[arg(long)]
+    pub keep: bool,
+}

@@ -1,0 +1,209 @@
+//! Commands that look at what is on disk and act on single entries.
+
+use super::args::{Global, KeepArg, NamesArgs, OutputArgs, ResolveArgs, ShowArgs};
+use super::{ATTENTION, DONE, FAILED, builder, code_of, text};
+use outbox_host::{Error, Item, Keep, Outbox, Place};
+use serde_json::json;
+use std::io::{self, BufWriter, Write};
+
+/// Entries per call while listing.
+const PAGE: u32 = 512;
+
+pub async fn list(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
+    let outbox = builder(global).open()?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    let mut after = None;
+    let mut any = false;
+    loop {
+        let page = outbox.pending(after.take(), PAGE).await?;
+        if args.json {
+            for entry in &page {
+                write!(out, "{}", if any { "," } else { "[" })?;
+                serde_json::to_writer(&mut out, entry)?;
+                any = true;
+            }
+        } else {
+            text::entry_table(&mut out, &page)?;
+        }
+        match page.last() {
+            Some(last) => after = Some(last.id.clone()),
+            None => break,
+        }
+        any = true;
+    }
+    match (args.json, any) {
+        (true, true) => writeln!(out, "]")?,
+        (true, false) => writeln!(out, "[]")?,
+        (false, true) => {}
+        (false, false) => writeln!(out, "nothing waits")?,
+    }
+    out.flush()?;
+    Ok(DONE)
+}
+
+pub async fn show(global: &Global, args: ShowArgs) -> anyhow::Result<u8> {
+    let outbox = builder(global).open()?;
+    if args.body {
+        outbox.read_body(args.name, |chunk| io::stdout().write_all(&chunk)).await?;
+        io::stdout().flush()?;
+        return Ok(DONE);
+    }
+    let item = outbox.get(args.name).await?;
+    let mut out = io::stdout().lock();
+    match args.json {
+        true => writeln!(out, "{}", serde_json::to_string(&item)?)?,
+        false => text::item(&mut out, &item)?,
+    }
+    Ok(DONE)
+}
+
+pub async fn conflicts(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
+    set_aside(global, args, Place::Conflict, "no conflicts").await
+}
+
+pub async fn rejected(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
+    set_aside(global, args, Place::Rejected, "nothing was rejected").await
+}
+
+async fn set_aside(global: &Global, args: &OutputArgs, place: Place, none: &str) -> anyhow::Result<u8> {
+    let items = of_place(&builder(global).open()?, place).await?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&items)?)?;
+    } else if items.is_empty() {
+        writeln!(out, "{none}")?;
+    }
+    if !args.json {
+        for item in &items {
+            text::item(&mut out, item)?;
+        }
+    }
+    Ok(DONE)
+}
+
+async fn of_place(outbox: &Outbox, place: Place) -> Result<Vec<Item>, Error> {
+    let mut items = outbox.quarantined().await?;
+    items.retain(|item| item.place == place);
+    Ok(items)
+}
+
+pub async fn status(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
+    let outbox = builder(global).open()?;
+    let status = outbox.status().await?;
+    let code = code_of(&status.counts);
+    let oldest = match &status.counts.oldest {
+        Some(id) => outbox.get(id).await.ok().and_then(|item| item.entry),
+        None => None,
+    };
+    let mut out = io::stdout().lock();
+    let c = &status.counts;
+    if args.json {
+        let value = json!({
+            "pending": c.pending, "conflicts": c.conflicts, "rejected": c.rejected, "corrupt": c.corrupt,
+            "oldest": oldest, "replaying": status.replaying, "pid": status.pid,
+        });
+        writeln!(out, "{value}")?;
+        return Ok(code);
+    }
+    writeln!(out, "{:>7}  pending", c.pending)?;
+    for (n, what, how) in [
+        (c.conflicts, "in conflict", "conflicts"),
+        (c.rejected, "rejected", "rejected"),
+        (c.corrupt, "corrupt", "verify"),
+    ] {
+        let hint = if n > 0 { format!(" (see 'outbox {how}')") } else { String::new() };
+        writeln!(out, "{n:>7}  {what}{hint}")?;
+    }
+    if let Some(oldest) = oldest {
+        writeln!(out, "oldest: {} {}, queued {}", oldest.method, oldest.raw_uri, oldest.queued_at)?;
+        if let Some(why) = &oldest.last_error {
+            writeln!(out, "        {} so far; last: {why}", attempts(oldest.attempts))?;
+        }
+    }
+    match (status.replaying, status.pid) {
+        (true, Some(pid)) => writeln!(out, "replayed by process {pid}")?,
+        (true, None) => writeln!(out, "replayed by some process")?,
+        (false, _) => writeln!(out, "nobody replays it; start 'outbox run'")?,
+    }
+    Ok(code)
+}
+
+fn attempts(n: u32) -> String {
+    if n == 1 { "1 attempt".into() } else { format!("{n} attempts") }
+}
+
+pub async fn verify(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
+    let outbox = builder(global).open()?;
+    let findings = outbox.verify().await?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&findings)?)?;
+    } else if findings.is_empty() {
+        writeln!(out, "all is well")?;
+    } else {
+        for finding in &findings {
+            writeln!(out, "{}: {}", finding.name, finding.reason)?;
+        }
+    }
+    Ok(if findings.is_empty() { DONE } else { ATTENTION })
+}
+
+pub async fn resolve(global: &Global, args: ResolveArgs) -> anyhow::Result<u8> {
+    let outbox = builder(global).open()?;
+    let keep = match args.keep {
+        KeepArg::Mine => Keep::Mine,
+        KeepArg::Theirs => Keep::Theirs,
+    };
+    let id = outbox.resolve(&args.name, keep).await?;
+    let mut out = io::stdout().lock();
+    match (args.json, id) {
+        (true, id) => writeln!(out, "{}", json!({ "resolved": args.name, "id": id }))?,
+        (false, Some(id)) => writeln!(out, "queued again as {id}")?,
+        (false, None) => writeln!(out, "dropped {}", args.name)?,
+    }
+    Ok(DONE)
+}
+
+pub async fn retry(global: &Global, args: NamesArgs) -> anyhow::Result<u8> {
+    let outbox = builder(global).open()?;
+    let mut code = DONE;
+    for name in names(&outbox, args).await? {
+        code = code.max(say(&name, "due now", outbox.retry(&name).await)?);
+    }
+    Ok(code)
+}
+
+pub async fn drop(global: &Global, args: NamesArgs) -> anyhow::Result<u8> {
+    let outbox = builder(global).open()?;
+    let mut code = DONE;
+    for name in names(&outbox, args).await? {
+        code = code.max(say(&name, "dropped", outbox.drop_entry(&name).await)?);
+    }
+    Ok(code)
+}
+
+async fn names(outbox: &Outbox, args: NamesArgs) -> Result<Vec<String>, Error> {
+    match args.all {
+        false => Ok(args.names),
+        true => Ok(of_place(outbox, Place::Rejected).await?.into_iter().map(|item| item.name).collect()),
+    }
+}
+
+/// One of several: a failure is told and does not keep the others from being done.
+fn say(name: &str, done: &str, result: Result<(), Error>) -> io::Result<u8> {
+    match result {
+        Ok(()) => writeln!(io::stdout(), "{name}: {done}").map(|()| DONE),
+        Err(error) => {
+            eprintln!("error: {error}");
+            Ok(FAILED)
+        }
+    }
+}
+
+pub fn wake(global: &Global) -> anyhow::Result<u8> {
+    match builder(global).open()?.wake_host()? {
+        Some(pid) => println!("woke process {pid}"),
+        None => println!("woke it"),
+    }
+    Ok(DONE)
+}

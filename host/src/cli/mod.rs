@@ -1,0 +1,100 @@
+//! The command line: arguments in [`args`], one module per group of commands, exit codes here.
+
+mod args;
+mod demo;
+mod inspect;
+mod replay;
+mod run;
+mod send;
+mod text;
+
+use args::{Cli, Command, Global};
+use clap::{CommandFactory, Parser};
+use outbox_host::{Builder, Counts, Error, Outbox, RuntimeOptions, default_cache_dir};
+use std::process::ExitCode;
+
+/// Done, and nothing is left to do.
+pub const DONE: u8 = 0;
+/// It failed.
+pub const FAILED: u8 = 1;
+/// The command or a value in it cannot be used.
+pub const USAGE: u8 = 2;
+/// Done, but entries remain in the queue.
+pub const REMAIN: u8 = 3;
+/// Done, but conflicts, rejected or corrupt entries need somebody. Before [`REMAIN`] where both hold.
+pub const ATTENTION: u8 = 4;
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    // What is queued is nobody else's business: files 0600, directories 0700.
+    #[cfg(unix)]
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.into()),
+    };
+    match runtime.block_on(dispatch(cli)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
+    let Cli { global, command } = cli;
+    if !matches!(command, Command::Run(_)) {
+        run::log_warnings();
+    }
+    match command {
+        Command::Run(args) => run::run(&global, args).await,
+        Command::Replay(args) => replay::replay(&global, args).await,
+        Command::Send(args) => send::send(&global, args).await,
+        Command::List(args) => inspect::list(&global, &args).await,
+        Command::Show(args) => inspect::show(&global, args).await,
+        Command::Conflicts(args) => inspect::conflicts(&global, &args).await,
+        Command::Rejected(args) => inspect::rejected(&global, &args).await,
+        Command::Status(args) => inspect::status(&global, &args).await,
+        Command::Verify(args) => inspect::verify(&global, &args).await,
+        Command::Resolve(args) => inspect::resolve(&global, args).await,
+        Command::Retry(args) => inspect::retry(&global, args).await,
+        Command::Drop(args) => inspect::drop(&global, args).await,
+        Command::Wake => inspect::wake(&global),
+        Command::Demo(args) => demo::demo(&global, args).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "outbox", &mut std::io::stdout());
+            Ok(DONE)
+        }
+    }
+}
+
+/// A builder with what every command shares.
+fn builder(global: &Global) -> Builder {
+    let component = global.component.clone();
+    Outbox::builder(&global.root).runtime_options(RuntimeOptions { component, cache_dir: default_cache_dir() })
+}
+
+/// What the state of an outbox means for the exit code.
+fn code_of(counts: &Counts) -> u8 {
+    if counts.conflicts + counts.rejected + counts.corrupt > 0 {
+        ATTENTION
+    } else if counts.pending > 0 {
+        REMAIN
+    } else {
+        DONE
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    match error.downcast_ref::<Error>() {
+        Some(Error::Invalid { .. }) => ExitCode::from(USAGE),
+        _ => ExitCode::from(FAILED),
+    }
+}
+
+/// A reader that went away, as `head` does, is no failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

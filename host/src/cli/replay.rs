@@ -1,0 +1,87 @@
+//! `outbox replay`: one pass.
+
+use super::args::{Global, ReplayArgs};
+use super::{builder, code_of, text};
+use indicatif::{ProgressBar, ProgressStyle};
+use outbox_host::{Delivery, Event, Outbox};
+use std::io::{self, IsTerminal, Write};
+use tokio::sync::broadcast::error::RecvError;
+
+/// Below this, a pass is over before a progress bar is read.
+const WORTH_A_BAR: u64 = 50;
+
+pub async fn replay(global: &Global, args: ReplayArgs) -> anyhow::Result<u8> {
+    let builder = args.storage.apply(args.upstream.apply(builder(global))?);
+    let outbox = builder.open()?;
+    let json = args.json;
+    let bar = match json || !io::stderr().is_terminal() {
+        true => None,
+        false => progress(outbox.count().await?.pending)?,
+    };
+    let mut events = outbox.subscribe();
+    // On a thread of its own: stdout may be slow.
+    let printer = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+        let handle = tokio::runtime::Handle::current();
+        loop {
+            match handle.block_on(events.recv()) {
+                Ok(Event::Delivery(delivery)) => print(&delivery, json, bar.as_ref())?,
+                Ok(Event::Pass(_)) | Err(RecvError::Closed) => break,
+                Ok(_) => {}
+                Err(RecvError::Lagged(n)) => eprintln!("warning: {n} outcomes are not shown"),
+            }
+        }
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
+        Ok(())
+    });
+    let result = interruptible(&outbox).await;
+    if result.is_ok() {
+        printer.await??;
+    }
+    let report = result?;
+    let mut out = io::stdout().lock();
+    match json {
+        true => writeln!(out, "{}", serde_json::to_string(&report)?)?,
+        false => writeln!(out, "{}", text::report(&report))?,
+    }
+    Ok(code_of(&outbox.count().await?))
+}
+
+/// A pass that ends in good order on Ctrl-C: the requests in flight are awaited.
+async fn interruptible(outbox: &Outbox) -> Result<outbox_host::Report, outbox_host::Error> {
+    let pass = outbox.replay();
+    tokio::pin!(pass);
+    tokio::select! {
+        report = &mut pass => return report,
+        _ = super::run::stopped() => {}
+    }
+    outbox.shutdown().await;
+    pass.await
+}
+
+fn progress(pending: u64) -> anyhow::Result<Option<ProgressBar>> {
+    if pending < WORTH_A_BAR {
+        return Ok(None);
+    }
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {per_sec}, {eta} left")?;
+    Ok(Some(ProgressBar::new(pending).with_style(style)))
+}
+
+fn print(delivery: &Delivery, json: bool, bar: Option<&ProgressBar>) -> anyhow::Result<()> {
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string(delivery)?)?;
+        return Ok(());
+    }
+    match bar {
+        // With many entries, only what did not go well is worth a line.
+        Some(bar) => {
+            bar.inc(1);
+            if delivery.outcome != outbox_host::Outcome::Delivered {
+                bar.suspend(|| writeln!(io::stdout(), "{}", text::delivery(delivery)))?;
+            }
+        }
+        None => writeln!(io::stdout(), "{}", text::delivery(delivery))?,
+    }
+    Ok(())
+}

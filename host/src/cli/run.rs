@@ -1,0 +1,122 @@
+//! `outbox run`: the daemon. And what is the process's: its log and its signals.
+
+use super::args::{Global, LogFormat, LogLevel, RunArgs};
+use super::{DONE, builder, text};
+use outbox_host::{Delivery, Event, Health, Outbox, Outcome};
+use std::io::{self, IsTerminal};
+use tokio::sync::broadcast::{self, error::RecvError};
+use tracing::{Level, debug, error, info, warn};
+
+pub async fn run(global: &Global, args: RunArgs) -> anyhow::Result<u8> {
+    log(args.log, args.log_level);
+    let upstream = args.upstream.upstream.clone().unwrap_or_default();
+    let builder = args.storage.apply(args.upstream.apply(builder(global))?);
+    let outbox = builder.start()?;
+    let log = tokio::spawn(log_events(outbox.subscribe()));
+    let waiting = outbox.count().await?.pending;
+    info!(root = %global.root.display(), upstream, waiting, "running");
+    hang_ups(outbox.clone());
+    let signal = stopped().await;
+    info!(signal, "stopping; the request in flight may take up to 10 s");
+    outbox.shutdown().await;
+    log.abort();
+    let counts = outbox.count().await?;
+    info!(remaining = counts.pending, "stopped");
+    Ok(DONE)
+}
+
+/// One line per outcome.
+async fn log_events(mut events: broadcast::Receiver<Event>) {
+    loop {
+        match events.recv().await {
+            Ok(Event::Delivery(delivery)) => log_delivery(&delivery),
+            Ok(Event::Pass(report)) => debug!(next_pass_ms = report.next_delay_ms, "{}", text::report(&report)),
+            Ok(Event::Upstream(Health::Up)) => info!("upstream is up"),
+            Ok(Event::Upstream(Health::Down)) => warn!("upstream is down; one probe per tick until it answers"),
+            Ok(Event::Upstream(Health::Auth)) => {
+                warn!("upstream wants other credentials; entries are held, one probe per tick");
+            }
+            Ok(Event::Failed(why)) => error!("{why}"),
+            Ok(_) => {}
+            Err(RecvError::Lagged(n)) => warn!("{n} events were not logged"),
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+fn log_delivery(d: &Delivery) {
+    let (id, method, uri, status, ms) = (&d.id, &d.method, &d.raw_uri, d.status, d.elapsed_ms);
+    let detail = d.detail.as_deref();
+    macro_rules! line {
+        ($level:ident) => {
+            $level!(id, method, uri, status, ms, detail, "{}", d.outcome)
+        };
+    }
+    match d.outcome {
+        Outcome::Delivered => line!(info),
+        Outcome::Deferred | Outcome::Held => line!(info),
+        Outcome::Conflict | Outcome::Rejected | Outcome::Dropped | Outcome::Corrupt => line!(warn),
+    }
+}
+
+fn log(format: LogFormat, level: LogLevel) {
+    let level = match level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+    };
+    let log = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// The log of commands that end by themselves: warnings on stderr.
+pub fn log_warnings() {
+    log(LogFormat::Text, LogLevel::Warn);
+}
+
+/// Returns when the process is asked to end: the signal's name.
+#[cfg(unix)]
+pub async fn stopped() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        // Without handlers, the signals end the process by themselves.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+    }
+}
+
+/// Returns when the process is asked to end.
+#[cfg(not(unix))]
+pub async fn stopped() -> &'static str {
+    match tokio::signal::ctrl_c().await {
+        Ok(()) => "Ctrl-C",
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// SIGHUP makes a pass at once.
+fn hang_ups(outbox: Outbox) {
+    #[cfg(unix)]
+    tokio::spawn(async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        let Ok(mut hang_up) = signal(SignalKind::hangup()) else { return };
+        while hang_up.recv().await.is_some() {
+            info!("SIGHUP: replaying now");
+            outbox.wake();
+        }
+    });
+    #[cfg(not(unix))]
+    let _ = outbox;
+}

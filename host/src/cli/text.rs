@@ -1,0 +1,151 @@
+//! How things are written for people.
+
+use outbox_host::{Delivery, Entry, Item, Outcome, Place, Report};
+use std::io::{self, Write};
+
+/// A size: exact below 1 KiB, three digits above.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = "KiB";
+    for next in UNITS.into_iter().skip(1) {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    format!("{value:.1} {unit}")
+}
+
+/// "1 entry", "2 entries".
+pub fn entries(n: u64) -> String {
+    match n {
+        1 => "1 entry".into(),
+        n => format!("{n} entries"),
+    }
+}
+
+/// A table of pending entries.
+pub fn entry_table(out: &mut impl Write, entries: &[Entry]) -> io::Result<()> {
+    for e in entries {
+        let size = e.body_len.map_or("no body".into(), size);
+        writeln!(out, "{}  {:<7} {:>10}  {}  {}", e.id, e.method, size, e.queued_at, e.raw_uri)?;
+        if e.attempts > 0 {
+            let tries = if e.attempts == 1 { "1 attempt".into() } else { format!("{} attempts", e.attempts) };
+            let why = e.last_error.as_deref().unwrap_or("no reason noted");
+            let due = e.not_before.as_ref().map(|at| format!("; not before {at}")).unwrap_or_default();
+            writeln!(out, "    {tries}: {why}{due}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Everything about an entry.
+pub fn item(out: &mut impl Write, item: &Item) -> io::Result<()> {
+    let place = match item.place {
+        Place::Pending => "pending",
+        Place::Conflict => "conflict",
+        Place::Rejected => "rejected",
+        Place::Corrupt => "corrupt",
+    };
+    writeln!(out, "{}", item.name)?;
+    let mut line = |name: &str, value: &str| writeln!(out, "  {name:<15} {value}");
+    match &item.since {
+        Some(since) => line("place", &format!("{place}, since {since}"))?,
+        None => line("place", place)?,
+    }
+    if let Some(reason) = &item.reason {
+        line("reason", reason)?;
+    }
+    if let Some(e) = &item.entry {
+        line("request", &format!("{} {}", e.method, e.raw_uri))?;
+        line("queued at", &e.queued_at)?;
+        line("body", &e.body_len.map_or("missing".into(), size))?;
+        let texts =
+            [("content type", &e.content_type), ("base etag", &e.base_etag), ("base mod time", &e.base_mod_time)];
+        for (name, value) in texts {
+            if let Some(value) = value {
+                line(name, value)?;
+            }
+        }
+        if e.create {
+            line("create", "the resource must not exist yet")?;
+        }
+        for (name, value) in &e.headers {
+            line("header", &format!("{name}: {value}"))?;
+        }
+        if e.attempts > 0 {
+            line("attempts", &e.attempts.to_string())?;
+        }
+        for (name, value) in [("last error", &e.last_error), ("not before", &e.not_before)] {
+            if let Some(value) = value {
+                line(name, value)?;
+            }
+        }
+    }
+    if let Some(reply) = &item.reply {
+        line("reply", &reply.status.to_string())?;
+        for (name, value) in &reply.headers {
+            line("reply header", &format!("{name}: {value}"))?;
+        }
+        for text in reply.body_start.lines().take(20) {
+            line("reply body", &printable(text))?;
+        }
+    }
+    match &item.validator {
+        Some(validator) => line("server has", validator),
+        None => Ok(()),
+    }
+}
+
+/// A server's text may hold what a terminal takes for commands.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// One outcome.
+pub fn delivery(d: &Delivery) -> String {
+    let status = d.status.map(|s| format!(" {s}")).unwrap_or_default();
+    let detail = d.detail.as_ref().map(|detail| format!(": {}", printable(detail))).unwrap_or_default();
+    let timing = if d.outcome == Outcome::Delivered { format!(" in {} ms", d.elapsed_ms) } else { String::new() };
+    format!("{:<9} {}  {} {}{status}{timing}{detail}", d.outcome, d.id, d.method, d.raw_uri)
+}
+
+/// What a pass did, in a line.
+pub fn report(r: &Report) -> String {
+    let mut parts = vec![format!("{} delivered", r.delivered)];
+    let others = [
+        (r.conflicts, "in conflict"),
+        (r.rejected, "rejected"),
+        (r.dropped, "dropped"),
+        (r.corrupt, "corrupt"),
+        (r.deferred, "deferred"),
+        (r.held, "held"),
+    ];
+    parts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
+    parts.push(format!("{} remaining", r.remaining));
+    format!("{}; upstream {}", parts.join(", "), r.upstream)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        let cases = [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (256 << 20, "256.0 MiB"), (3 << 40, "3.0 TiB")];
+        for (bytes, text) in cases {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn a_servers_text_cannot_command_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\tc"), "a\u{fffd}[2Jb\tc");
+    }
+}

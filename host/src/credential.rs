@@ -1,0 +1,125 @@
+//! The credential, which only the host holds: the guest, the disk and the logs never see it.
+
+use crate::Error;
+use http::HeaderValue;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Gives the value of the Authorization header, or none.
+type Source = dyn Fn() -> Option<HeaderValue> + Send + Sync;
+
+/// Where the Authorization header of every request comes from. It is asked once, and again after the upstream
+/// has refused what it gave.
+#[derive(Clone)]
+pub struct Credential(Arc<Inner>);
+
+struct Inner {
+    source: Box<Source>,
+    current: Mutex<Option<Option<HeaderValue>>>,
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credential(..)")
+    }
+}
+
+impl Credential {
+    /// A callback that gives the whole value of the header, or none.
+    pub fn from_fn(source: impl Fn() -> Option<HeaderValue> + Send + Sync + 'static) -> Credential {
+        Credential(Arc::new(Inner { source: Box::new(source), current: Mutex::new(None) }))
+    }
+
+    /// A bearer token (RFC 6750 section 2.1).
+    pub fn bearer(token: &str) -> Result<Credential, Error> {
+        let value = bearer(token)?;
+        Ok(Credential::from_fn(move || Some(value.clone())))
+    }
+
+    /// The bearer token in an environment variable.
+    pub fn from_env(name: &str) -> Result<Credential, Error> {
+        let token = std::env::var(name).map_err(|_| Error::Invalid {
+            what: "bearer variable".into(),
+            value: name.into(),
+            reason: "it is not set, or not as text".into(),
+        })?;
+        Credential::bearer(&token)
+    }
+
+    /// The bearer token in a file, whose blanks at the end do not count. It is read again when the upstream
+    /// refuses the token, so that a rotated one is taken up.
+    pub fn from_file(path: &Path) -> Result<Credential, Error> {
+        let path: PathBuf = path.into();
+        let read = move || {
+            let text = std::fs::read_to_string(&path).map_err(|e| unusable(format!("cannot be read: {e}")))?;
+            bearer(text.trim_end())
+        };
+        let unusable_file = read().map(|_| ());
+        unusable_file?;
+        Ok(Credential::from_fn(move || match read() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::warn!("bearer file: {error}");
+                None
+            }
+        }))
+    }
+
+    /// The header's value.
+    pub(crate) fn value(&self) -> Option<HeaderValue> {
+        let mut current = self.0.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.get_or_insert_with(|| (self.0.source)()).clone()
+    }
+
+    /// The upstream refused it: ask the source again next time.
+    pub(crate) fn refused(&self) {
+        *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+fn unusable(reason: String) -> Error {
+    // Never with the token in it.
+    Error::Invalid { what: "bearer token".into(), value: String::new(), reason }
+}
+
+fn bearer(token: &str) -> Result<HeaderValue, Error> {
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(unusable("it is empty, or has blanks or characters that no token has".into()));
+    }
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+        .map_err(|_| unusable("it has characters that no header has".into()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn the_source_is_asked_again_only_after_a_refusal() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = asked.clone();
+        let credential = Credential::from_fn(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            None
+        });
+        assert!(credential.value().is_none() && credential.value().is_none());
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        credential.refused();
+        credential.value();
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_token_never_shows() {
+        let credential = Credential::bearer("s3cret").unwrap();
+        assert!(!format!("{credential:?} {:?}", credential.value()).contains("s3cret"));
+        for bad in ["", "two words", "line\nbreak"] {
+            assert!(!Credential::bearer(bad).unwrap_err().to_string().contains("line"));
+        }
+    }
+}

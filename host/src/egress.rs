@@ -1,0 +1,180 @@
+//! What the guest's HTTP requests are allowed to be. Each is checked against the upstream's origin first, then
+//! given the credential, then sent over the shared pool. The order matters: nothing secret is added to a
+//! request that might go elsewhere.
+
+use crate::Error;
+use crate::credential::Credential;
+use crate::pool::Client;
+use http::uri::{Authority, Scheme, Uri};
+use http::{HeaderName, Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use std::fmt;
+use std::sync::Arc;
+use wasmtime_wasi_http::{
+    DEFAULT_FORBIDDEN_HEADERS, Error as HttpError, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks,
+};
+
+/// Scheme, host and port: all that the guest may talk to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    scheme: Scheme,
+    host: String,
+    port: u16,
+}
+
+impl Origin {
+    /// Reads an upstream's URL: http or https, a host, optionally a port and a path prefix.
+    pub fn of_upstream(url: &str) -> Result<Origin, Error> {
+        let refuse = |reason: &str| {
+            let value = if url.contains('@') { String::new() } else { url.to_owned() };
+            Error::Invalid { what: "upstream".into(), value, reason: reason.into() }
+        };
+        let has_credentials = url.split_once("://").is_some_and(|(_, rest)| {
+            rest.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@'))
+        });
+        if has_credentials {
+            return Err(refuse("it has credentials in it; give them with --bearer-env or --bearer-file"));
+        }
+        if url.contains(['?', '#']) {
+            return Err(refuse("it has a query or a fragment; give scheme, host, port and a path at most"));
+        }
+        let uri: Uri = url.parse().map_err(|_| refuse("it is no http or https URL, such as https://example.org"))?;
+        Origin::of(&uri).ok_or_else(|| refuse("it is no http or https URL, such as https://example.org"))
+    }
+
+    fn of(uri: &Uri) -> Option<Origin> {
+        let scheme = uri.scheme()?.clone();
+        let default_port = match scheme.as_str() {
+            "http" => 80,
+            "https" => 443,
+            _ => return None,
+        };
+        let authority: &Authority = uri.authority()?;
+        let host = authority.host().to_ascii_lowercase();
+        let port = match authority.port() {
+            Some(port) => Some(port.as_u16()),
+            // A colon without a number that is a port would otherwise read as the default.
+            None => authority.as_str().ends_with(&authority.host().to_owned()).then_some(default_port),
+        };
+        let port = port.filter(|port| *port != 0)?;
+        (!host.is_empty()).then_some(Origin { scheme, host, port })
+    }
+
+    /// Whether requests go over TLS.
+    pub fn is_https(&self) -> bool {
+        self.scheme == Scheme::HTTPS
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}:{}", self.scheme, self.host, self.port)
+    }
+}
+
+/// The way out of the sandbox. Without an upstream there is none.
+#[derive(Clone, Default)]
+pub(crate) struct Egress(Option<Arc<Way>>);
+
+struct Way {
+    origin: Origin,
+    credential: Option<Credential>,
+    client: Client,
+}
+
+impl Egress {
+    pub(crate) fn to(origin: Origin, credential: Option<Credential>, client: Client) -> Egress {
+        Egress(Some(Arc::new(Way { origin, credential, client })))
+    }
+
+    fn holds_credential(&self) -> bool {
+        self.0.as_ref().is_some_and(|way| way.credential.is_some())
+    }
+}
+
+impl Way {
+    async fn send(&self, mut request: Request<WasiBody>) -> Result<Response<WasiBody>, HttpError> {
+        if Origin::of(request.uri()).as_ref() != Some(&self.origin) {
+            tracing::warn!(
+                to = request.uri().authority().map(Authority::as_str),
+                "request refused: the sandbox lets out requests to {} only",
+                self.origin
+            );
+            return Err(HttpError::HttpRequestDenied);
+        }
+        if let Some(credential) = &self.credential {
+            request.headers_mut().remove(header::AUTHORIZATION);
+            if let Some(value) = credential.value() {
+                request.headers_mut().insert(header::AUTHORIZATION, value);
+            }
+        }
+        let response = self.client.send(request).await?;
+        if let (StatusCode::UNAUTHORIZED, Some(credential)) = (response.status(), &self.credential) {
+            credential.refused();
+        }
+        Ok(response.map(|body| body.map_err(HttpError::from).boxed_unsync()))
+    }
+}
+
+type Io = Box<dyn Future<Output = Result<(), HttpError>> + Send>;
+
+impl WasiHttpHooks for Egress {
+    /// A guest may not speak for itself where the host has a credential.
+    fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
+        let holds_credential = self.holds_credential();
+        Arc::new(move |name: &HeaderName| {
+            DEFAULT_FORBIDDEN_HEADERS.contains(name) || (holds_credential && *name == header::AUTHORIZATION)
+        })
+    }
+
+    fn send_request(
+        &mut self,
+        request: Request<WasiBody>,
+        _timeouts: Option<RequestOptions>,
+        _body_read: Io,
+    ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, Io), HttpError>> + Send> {
+        let way = self.0.clone();
+        Box::new(async move {
+            let way = way.ok_or(HttpError::HttpRequestDenied)?;
+            let response = way.send(request).await?;
+            // The pool drives its connections itself.
+            Ok((response, Box::new(async { Ok(()) }) as Io))
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port_and_nothing_else() {
+        let origin = Origin::of_upstream("http://Example.org/dav").unwrap();
+        let same = |url: &str| Origin::of(&url.parse().unwrap()) == Some(origin.clone());
+        assert!(same("http://example.org:80/x") && same("http://EXAMPLE.ORG/"));
+        for other in [
+            "https://example.org/",
+            "http://example.org:81/",
+            "http://example.org.evil/",
+            "http://evil/example.org",
+            "http://sub.example.org/",
+        ] {
+            assert!(!same(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn other_upstreams_are_refused_without_showing_a_password() {
+        for url in [
+            "", "example.org", "/x", "ftp://h/", "http://", "http:///x", "http://h?x", "http://h#x", "http://:80/",
+            "http://u:secret@h/", "http://a b/", "http://h:99999/", "http://h:/", "http://h:0/", "file:///etc",
+        ] {
+            let error = Origin::of_upstream(url).unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{url}");
+        }
+        for url in ["https://[::1]:8443/a/b/", "http://127.0.0.1:1", "http://h/with@at"] {
+            Origin::of_upstream(url).unwrap();
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What can go wrong, as an embedder sees it.
+
+use crate::bindings::zddc::outbox::types as wit;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Why a call failed. Displayed in lower case and without a full stop, to fit after "error: ".
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A value cannot be used: what it is, the value, and what is wrong with it.
+    Invalid {
+        /// What it is: `URI`, `header`, `upstream` and so on.
+        what: String,
+        /// The value.
+        value: String,
+        /// What is wrong and what would do.
+        reason: String,
+    },
+    /// The body is longer than this many bytes.
+    BodyTooLarge(u64),
+    /// The body could not be read to its end.
+    BodyFailed(String),
+    /// No entry has this name.
+    NoSuchEntry(String),
+    /// The entry is not in a place where this can be done to it.
+    WrongPlace(String),
+    /// The server's present version is not known.
+    NoValidator(String),
+    /// No space left on the device.
+    NoSpace,
+    /// A file operation in the outbox failed.
+    Io(String),
+    /// The root directory cannot be used.
+    Root {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// Another host is replaying this outbox; its process id, where known.
+    Locked(Option<u32>),
+    /// Nobody is replaying this outbox.
+    NotRunning,
+    /// The component cannot be compiled or linked.
+    Component(String),
+    /// The sandbox stopped the component: a trap, a limit or a deadline. Nothing is lost by it.
+    Trapped(String),
+    /// The outbox was shut down.
+    ShutDown,
+}
+
+impl std::error::Error for Error {}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Invalid { what, value, reason } if value.is_empty() => write!(f, "{what}: {reason}"),
+            Error::Invalid { what, value, reason } => write!(f, "{what} {value:?}: {reason}"),
+            Error::BodyTooLarge(limit) => {
+                write!(f, "the body is longer than the limit of {limit} bytes; raise it with --max-body or OUTBOX_MAX_BODY")
+            }
+            Error::BodyFailed(why) => write!(f, "the body cannot be read: {why}"),
+            Error::NoSuchEntry(name) => write!(f, "no entry is called {name:?}; 'outbox list', 'conflicts' and 'rejected' show what there is"),
+            Error::WrongPlace(why) | Error::NoValidator(why) | Error::Io(why) => f.write_str(why),
+            Error::NoSpace => f.write_str("no space left on the outbox's device; nothing was queued"),
+            Error::Root { path, reason } => write!(f, "root {}: {reason}", path.display()),
+            Error::Locked(Some(pid)) => {
+                write!(f, "another outbox (process {pid}) is replaying this root; 'outbox wake' makes it replay now")
+            }
+            Error::Locked(None) => f.write_str("another outbox is replaying this root; 'outbox wake' makes it replay now"),
+            Error::NotRunning => f.write_str("no outbox is replaying this root; start one with 'outbox run', or make one pass with 'outbox replay'"),
+            Error::Component(why) => write!(f, "the component cannot be used: {why}"),
+            Error::Trapped(why) => write!(f, "the component was stopped: {why}"),
+            Error::ShutDown => f.write_str("the outbox was shut down"),
+        }
+    }
+}
+
+impl From<wit::Error> for Error {
+    fn from(error: wit::Error) -> Error {
+        match error {
+            wit::Error::InvalidRequest(i) | wit::Error::Configuration(i) => {
+                Error::Invalid { what: i.what, value: i.value, reason: i.reason }
+            }
+            wit::Error::BodyTooLarge(limit) => Error::BodyTooLarge(limit),
+            wit::Error::BodyFailed(why) => Error::BodyFailed(why),
+            wit::Error::NoSuchEntry(name) => Error::NoSuchEntry(name),
+            wit::Error::WrongPlace(why) => Error::WrongPlace(why),
+            wit::Error::NoValidator(why) => Error::NoValidator(why),
+            wit::Error::NoSpace => Error::NoSpace,
+            wit::Error::Io(why) => Error::Io(why),
+        }
+    }
+}

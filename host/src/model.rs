@@ -1,0 +1,344 @@
+//! What the library shows of entries and passes: the WIT's records as plain types, with JSON.
+
+use crate::bindings::exports::zddc::outbox::{queue, replayer};
+use crate::bindings::zddc::outbox::types as wit;
+use serde::Serialize;
+use std::fmt;
+
+/// A pending entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// Its name: 16 hex digits of Unix nanoseconds, `-`, 6 random ones.
+    pub id: String,
+    /// The method.
+    pub method: String,
+    /// Path and query.
+    pub raw_uri: String,
+    /// The body's Content-Type.
+    pub content_type: Option<String>,
+    /// Further headers.
+    pub headers: Vec<(String, String)>,
+    /// The base version's modification time, RFC 3339.
+    pub base_mod_time: Option<String>,
+    /// The base version's ETag.
+    pub base_etag: Option<String>,
+    /// Whether the resource must not exist yet.
+    pub create: bool,
+    /// When it was queued: RFC 3339, UTC.
+    pub queued_at: String,
+    /// Bytes in the body; none where it is missing.
+    pub body_len: Option<u64>,
+    /// Attempts without a final answer.
+    pub attempts: u32,
+    /// Not to be sent before: RFC 3339, UTC.
+    pub not_before: Option<String>,
+    /// Why the last attempt did not deliver it.
+    pub last_error: Option<String>,
+}
+
+impl From<wit::Entry> for Entry {
+    fn from(e: wit::Entry) -> Entry {
+        Entry {
+            id: e.id,
+            method: e.method,
+            raw_uri: e.raw_uri,
+            content_type: e.content_type,
+            headers: e.headers,
+            base_mod_time: e.base_mod_time,
+            base_etag: e.base_etag,
+            create: e.create,
+            queued_at: e.queued_at,
+            body_len: e.body_len,
+            attempts: e.attempts,
+            not_before: e.not_before,
+            last_error: e.last_error,
+        }
+    }
+}
+
+/// Where an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// Waiting to be delivered.
+    Pending,
+    /// Set aside after 412.
+    Conflict,
+    /// Refused for good.
+    Rejected,
+    /// Damaged.
+    Corrupt,
+}
+
+/// The reply that ended an entry's way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// The header fields.
+    pub headers: Vec<(String, String)>,
+    /// The start of the content.
+    pub body_start: String,
+}
+
+/// An entry, wherever it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Item {
+    /// What to call it: the id while pending, the directory's name once set aside.
+    pub name: String,
+    /// Where it is.
+    pub place: Place,
+    /// When it was set aside: RFC 3339, UTC.
+    pub since: Option<String>,
+    /// Why it was set aside.
+    pub reason: Option<String>,
+    /// The ETag or else the Last-Modified of the server's present version, where the reply told it.
+    pub validator: Option<String>,
+    /// The entry, where it can be read.
+    pub entry: Option<Entry>,
+    /// The server's reply, where one was the cause.
+    pub reply: Option<Reply>,
+}
+
+impl From<wit::Item> for Item {
+    fn from(i: wit::Item) -> Item {
+        Item {
+            name: i.name,
+            place: match i.place {
+                wit::Place::Pending => Place::Pending,
+                wit::Place::Conflict => Place::Conflict,
+                wit::Place::Rejected => Place::Rejected,
+                wit::Place::Corrupt => Place::Corrupt,
+            },
+            since: i.since,
+            reason: i.reason,
+            validator: i.validator.map(|v| match v {
+                wit::Validator::Etag(tag) => tag,
+                wit::Validator::LastModified(date) => date,
+            }),
+            entry: i.entry.map(Into::into),
+            reply: i.reply.map(|r| Reply { status: r.status, headers: r.headers, body_start: r.body_start }),
+        }
+    }
+}
+
+/// How many entries are where.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Counts {
+    /// Waiting to be delivered.
+    pub pending: u64,
+    /// Set aside after 412.
+    pub conflicts: u64,
+    /// Refused for good.
+    pub rejected: u64,
+    /// Damaged.
+    pub corrupt: u64,
+    /// The oldest pending entry's id.
+    pub oldest: Option<String>,
+}
+
+impl From<queue::Counts> for Counts {
+    fn from(c: queue::Counts) -> Counts {
+        Counts {
+            pending: c.pending,
+            conflicts: c.conflicts,
+            rejected: c.rejected,
+            corrupt: c.corrupt,
+            oldest: c.oldest,
+        }
+    }
+}
+
+/// Something that `verify` found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The directory or file, relative to the outbox's directory.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl From<queue::Finding> for Finding {
+    fn from(f: queue::Finding) -> Finding {
+        Finding { name: f.name, reason: f.reason }
+    }
+}
+
+/// What came of one entry in a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The server took it.
+    Delivered,
+    /// 412: kept as a conflict.
+    Conflict,
+    /// Refused for good and kept.
+    Rejected,
+    /// Refused for good and removed, as configured.
+    Dropped,
+    /// Not now.
+    Deferred,
+    /// The upstream wants other credentials.
+    Held,
+    /// It was damaged, and kept.
+    Corrupt,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Outcome::Delivered => "delivered",
+            Outcome::Conflict => "conflict",
+            Outcome::Rejected => "rejected",
+            Outcome::Dropped => "dropped",
+            Outcome::Deferred => "deferred",
+            Outcome::Held => "held",
+            Outcome::Corrupt => "corrupt",
+        })
+    }
+}
+
+/// One entry's outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Delivery {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// The entry.
+    pub id: String,
+    /// Its method; empty where it could not be read.
+    pub method: String,
+    /// Its path and query; empty where it could not be read.
+    pub raw_uri: String,
+    /// The status code, where there was a reply.
+    pub status: Option<u16>,
+    /// More, in words.
+    pub detail: Option<String>,
+    /// From the first byte sent to the verdict.
+    pub elapsed_ms: u64,
+}
+
+impl From<replayer::Event> for Delivery {
+    fn from(e: replayer::Event) -> Delivery {
+        Delivery {
+            outcome: match e.outcome {
+                replayer::Outcome::Delivered => Outcome::Delivered,
+                replayer::Outcome::Conflict => Outcome::Conflict,
+                replayer::Outcome::Rejected => Outcome::Rejected,
+                replayer::Outcome::Dropped => Outcome::Dropped,
+                replayer::Outcome::Deferred => Outcome::Deferred,
+                replayer::Outcome::Held => Outcome::Held,
+                replayer::Outcome::Corrupt => Outcome::Corrupt,
+            },
+            id: e.id,
+            method: e.method,
+            raw_uri: e.raw_uri,
+            status: e.status,
+            detail: e.detail,
+            elapsed_ms: e.elapsed_ms,
+        }
+    }
+}
+
+/// How the upstream was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// It answered.
+    Up,
+    /// It could not be reached.
+    Down,
+    /// It wants other credentials.
+    Auth,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Health::Up => "up",
+            Health::Down => "down",
+            Health::Auth => "auth",
+        })
+    }
+}
+
+/// What a pass did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Entries that the server took.
+    pub delivered: u64,
+    /// Entries that became conflicts.
+    pub conflicts: u64,
+    /// Entries that were refused and kept.
+    pub rejected: u64,
+    /// Entries that were refused and removed.
+    pub dropped: u64,
+    /// Entries that were tried and stay.
+    pub deferred: u64,
+    /// Entries that were tried and stay for want of credentials.
+    pub held: u64,
+    /// Entries that were found damaged.
+    pub corrupt: u64,
+    /// Entries that wait now.
+    pub remaining: u64,
+    /// How the upstream was found.
+    pub upstream: Health,
+    /// When the next pass is due, in milliseconds.
+    pub next_delay_ms: u64,
+    /// What the next pass wants to know of this one.
+    #[serde(skip)]
+    pub(crate) resume: Resume,
+}
+
+/// What one pass hands to the next.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Resume {
+    outages: u32,
+    probe: Option<String>,
+    remaining: u64,
+}
+
+impl From<Resume> for replayer::Resume {
+    fn from(r: Resume) -> replayer::Resume {
+        replayer::Resume { outages: r.outages, probe: r.probe, remaining: r.remaining }
+    }
+}
+
+impl From<replayer::Report> for Report {
+    fn from(r: replayer::Report) -> Report {
+        Report {
+            delivered: r.delivered,
+            conflicts: r.conflicts,
+            rejected: r.rejected,
+            dropped: r.dropped,
+            deferred: r.deferred,
+            held: r.held,
+            corrupt: r.corrupt,
+            remaining: r.remaining,
+            upstream: match r.upstream {
+                replayer::Health::Up => Health::Up,
+                replayer::Health::Down => Health::Down,
+                replayer::Health::Auth => Health::Auth,
+            },
+            next_delay_ms: r.next_delay_ms,
+            resume: Resume {
+                outages: r.resume.outages,
+                probe: r.resume.probe,
+                remaining: r.resume.remaining,
+            },
+        }
+    }
+}
+
+/// What happens in an outbox: sent to everyone who subscribed.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Event {
+    /// An entry was tried.
+    Delivery(Delivery),
+    /// A pass is over.
+    Pass(Report),
+    /// The upstream was found in another state than before.
+    Upstream(Health),
+    /// A pass failed as a whole; the next one is made all the same.
+    Failed(String),
+}

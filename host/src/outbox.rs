@@ -1,0 +1,371 @@
+//! The handle of an outbox.
+
+use crate::bindings::exports::zddc::outbox::{queue as wit_queue, replayer};
+use crate::bindings::zddc::outbox::types as wit;
+use crate::body::{self, Body, Kind};
+use crate::builder::Builder;
+use crate::driver::Driver;
+use crate::model::{Counts, Delivery, Entry, Event, Finding, Health, Item, Report, Resume};
+use crate::root::{self, Lock};
+use crate::sandbox::Instance;
+use crate::worker::{Recipe, Worker};
+use crate::write::Write;
+use crate::Error;
+use bytes::Bytes;
+use serde::Serialize;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::sync::{Notify, broadcast, watch};
+
+/// Events that a slow subscriber may be behind before it loses the oldest.
+const EVENT_BACKLOG: usize = 4096;
+
+/// An outbox. Cheap to clone; all clones are the same outbox.
+#[derive(Clone)]
+pub struct Outbox(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    recipe: Recipe,
+    /// Started when first wanted: queueing needs no replaying instance and the other way round.
+    queue: OnceLock<Worker>,
+    replayer: OnceLock<Worker>,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) wake: Arc<Notify>,
+    /// Set once, when the outbox shuts down.
+    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) known: Mutex<Known>,
+    pub(crate) driver: Mutex<Option<Driver>>,
+}
+
+/// What is known of the upstream from the passes of this process.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Known {
+    pub(crate) upstream: Option<Health>,
+    pub(crate) last: Option<Report>,
+    pub(crate) next_pass: Option<std::time::Instant>,
+}
+
+/// How an outbox is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// How many entries are where.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Whether some host is replaying this root: this process, or another.
+    pub replaying: bool,
+    /// That host's process id, where known.
+    pub pid: Option<u32>,
+    /// How the last pass of this process found the upstream.
+    pub upstream: Option<Health>,
+    /// When the next pass of this process is due at the latest, in milliseconds.
+    pub next_pass_ms: Option<u64>,
+    /// The last pass of this process.
+    pub last: Option<Report>,
+}
+
+/// Which side of a conflict to keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Queue the write again on top of the server's version.
+    Mine,
+    /// Drop the write.
+    Theirs,
+}
+
+impl Outbox {
+    /// Configures the outbox in a directory.
+    pub fn builder(root: impl AsRef<Path>) -> Builder {
+        Builder::new(root.as_ref())
+    }
+
+    pub(crate) fn open(recipe: Recipe) -> Result<Outbox, Error> {
+        Ok(Outbox(Arc::new(Inner {
+            recipe,
+            queue: OnceLock::new(),
+            replayer: OnceLock::new(),
+            events: broadcast::channel(EVENT_BACKLOG).0,
+            wake: Arc::default(),
+            stop: watch::channel(false).0,
+            known: Mutex::default(),
+            driver: Mutex::default(),
+        })))
+    }
+
+    /// Queues the write that a request asks for; its If-Match, If-None-Match: * or If-Unmodified-Since say
+    /// which version the author had seen. The id is returned once everything is synced.
+    pub async fn enqueue(&self, request: http::Request<Body>) -> Result<String, Error> {
+        let (parts, body) = request.into_parts();
+        self.enqueue_write(Write::from_http(&parts)?, body).await
+    }
+
+    /// Queues a write given in parts.
+    pub async fn enqueue_write(&self, write: Write, body: Body) -> Result<String, Error> {
+        let request: wit::Request = write.into();
+        let id = match body.0 {
+            Kind::Bytes(bytes) => self.enqueue_bytes(request, bytes).await,
+            // On an instance and a thread of its own: others must not wait for a slow body.
+            stream => self.enqueue_stream(request, stream).await,
+        }?;
+        self.0.wake.notify_one();
+        Ok(id)
+    }
+
+    async fn enqueue_bytes(&self, request: wit::Request, body: Bytes) -> Result<String, Error> {
+        self.queue(async move |queue, store| queue.call_enqueue_bytes(store, &request, &body).await).await
+    }
+
+    async fn enqueue_stream(&self, request: wit::Request, stream: Kind) -> Result<String, Error> {
+        let worker = Worker::start("enqueue", self.0.recipe.clone())?;
+        worker
+            .call(async move |instance| {
+                let id = instance
+                    .guard(async |exports, store| {
+                        let body = store.data_mut().table.push(body::input_stream(stream))?;
+                        exports.zddc_outbox_queue().call_enqueue(store, &request, body).await
+                    })
+                    .await?;
+                Ok(id?)
+            })
+            .await
+    }
+
+    /// Pending entries in queue order: at most `limit`, those after the id `after`.
+    pub async fn pending(&self, after: Option<String>, limit: u32) -> Result<Vec<Entry>, Error> {
+        let entries =
+            self.queue(async move |queue, store| queue.call_pending(store, after.as_ref(), limit).await).await?;
+        Ok(entries.into_iter().map(Into::into).collect())
+    }
+
+    /// How many entries are where.
+    pub async fn count(&self) -> Result<Counts, Error> {
+        self.queue(async |queue, store| queue.call_count(store).await).await.map(Into::into)
+    }
+
+    /// Everything that was set aside, oldest first.
+    pub async fn quarantined(&self) -> Result<Vec<Item>, Error> {
+        let items = self.queue(async |queue, store| queue.call_quarantined(store).await).await?;
+        Ok(items.into_iter().map(Into::into).collect())
+    }
+
+    /// An entry by its name, or by its id wherever it is.
+    pub async fn get(&self, name: impl Into<String>) -> Result<Item, Error> {
+        let name = name.into();
+        self.queue(async move |queue, store| queue.call_get(store, &name).await).await.map(Into::into)
+    }
+
+    /// Reads an entry's body, giving each chunk to `each`.
+    pub async fn read_body(
+        &self,
+        name: impl Into<String>,
+        mut each: impl FnMut(Bytes) -> std::io::Result<()> + Send + 'static,
+    ) -> Result<(), Error> {
+        let name = name.into();
+        let job = async move |instance: &mut Instance| {
+            let stream = instance
+                .guard(async |exports, store| exports.zddc_outbox_queue().call_read_body(store, &name).await)
+                .await??;
+            let unusable = |e: String| Error::Trapped(format!("the body's stream: {e}"));
+            let table = &mut instance.store.data_mut().table;
+            let mut stream = table.delete(stream).map_err(|e| unusable(e.to_string()))?;
+            loop {
+                use wasmtime_wasi::p2::StreamError;
+                match stream.blocking_read(64 * 1024).await {
+                    Ok(chunk) => each(chunk).map_err(|e| Error::BodyFailed(e.to_string()))?,
+                    Err(StreamError::Closed) => return Ok(()),
+                    Err(e) => return Err(Error::Io(format!("cannot read the body: {e}"))),
+                }
+            }
+        };
+        self.queue_worker()?.call(job).await
+    }
+
+    /// Ends a conflict; the new entry's id where the write was queued again.
+    pub async fn resolve(&self, name: impl Into<String>, keep: Keep) -> Result<Option<String>, Error> {
+        let name = name.into();
+        let keep = match keep {
+            Keep::Mine => wit_queue::Keep::Mine,
+            Keep::Theirs => wit_queue::Keep::Theirs,
+        };
+        let id = self.queue(async move |queue, store| queue.call_resolve(store, &name, keep).await).await?;
+        self.0.wake.notify_one();
+        Ok(id)
+    }
+
+    /// Makes an entry due now, or puts a conflict or a rejected entry back into the queue.
+    pub async fn retry(&self, name: impl Into<String>) -> Result<(), Error> {
+        let name = name.into();
+        self.queue(async move |queue, store| queue.call_retry(store, &name).await).await?;
+        self.0.wake.notify_one();
+        Ok(())
+    }
+
+    /// Removes an entry for good.
+    pub async fn drop_entry(&self, name: impl Into<String>) -> Result<(), Error> {
+        let name = name.into();
+        self.queue(async move |queue, store| queue.call_drop(store, &name).await).await
+    }
+
+    /// Reads everything, bodies too, and changes nothing.
+    pub async fn verify(&self) -> Result<Vec<Finding>, Error> {
+        let findings = self.queue(async |queue, store| queue.call_verify(store).await).await?;
+        Ok(findings.into_iter().map(Into::into).collect())
+    }
+
+    /// Makes one pass now, on demand. Fails where some host is already replaying this root.
+    pub async fn replay(&self) -> Result<Report, Error> {
+        let _lock = Lock::take(&self.0.recipe.root)?;
+        self.0.pass(true, None).await
+    }
+
+    /// Asks the driver for a pass now; forgets the upstream's backoff. Wakes that come together are one.
+    pub fn wake(&self) {
+        self.0.wake.notify_one();
+    }
+
+    /// Asks whichever process replays this root for a pass now; its id, where known.
+    pub fn wake_host(&self) -> Result<Option<u32>, Error> {
+        root::wake(&self.0.recipe.root)
+    }
+
+    /// How the outbox is.
+    pub async fn status(&self) -> Result<Status, Error> {
+        let counts = self.count().await?;
+        let known = self.0.known().clone();
+        let ours = self.0.driver().is_some().then(|| Some(std::process::id()));
+        let holder = ours.or_else(|| Lock::holder(&self.0.recipe.root));
+        let left = known.next_pass.map(|at| at.saturating_duration_since(std::time::Instant::now()));
+        Ok(Status {
+            counts,
+            replaying: holder.is_some(),
+            pid: holder.flatten(),
+            upstream: known.upstream,
+            next_pass_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            last: known.last,
+        })
+    }
+
+    /// Every event from now on. A subscriber that is slow loses the oldest ones.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.0.events.subscribe()
+    }
+
+    /// Starts nothing further, gives the request in flight 10 s to finish, and ends the driver.
+    pub async fn shutdown(&self) {
+        self.0.stop.send_replace(true);
+        let driver = self.0.driver().take();
+        if let Some(driver) = driver {
+            driver.join().await;
+        }
+    }
+
+    fn queue_worker(&self) -> Result<&Worker, Error> {
+        started(&self.0.queue, "queue", &self.0.recipe)
+    }
+
+    /// A call into the `queue` interface.
+    async fn queue<T, F>(&self, call: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: AsyncFnOnce(
+                &wit_queue::Guest,
+                &mut wasmtime::Store<crate::sandbox::State>,
+            ) -> wasmtime::Result<Result<T, wit::Error>>
+            + Send
+            + 'static,
+    {
+        let job = async move |instance: &mut Instance| {
+            let result =
+                instance.guard(async |exports, store| call(exports.zddc_outbox_queue(), store).await).await?;
+            Ok(result?)
+        };
+        self.queue_worker()?.call(job).await
+    }
+}
+
+fn started<'a>(slot: &'a OnceLock<Worker>, name: &str, recipe: &Recipe) -> Result<&'a Worker, Error> {
+    if let Some(worker) = slot.get() {
+        return Ok(worker);
+    }
+    let fresh = Worker::start(name, recipe.clone())?;
+    // Where two came at once, one thread too many ends at once.
+    Ok(slot.get_or_init(|| fresh))
+}
+
+impl Inner {
+    pub(crate) fn root(&self) -> &Path {
+        &self.recipe.root
+    }
+
+    pub(crate) fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn driver(&self) -> MutexGuard<'_, Option<Driver>> {
+        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One pass. The caller holds the lock.
+    pub(crate) async fn pass(&self, wake: bool, resume: Option<Resume>) -> Result<Report, Error> {
+        let options = replayer::Options { wake, resume: resume.map(Into::into), budget_ms: None };
+        let events = self.events.clone();
+        let stop = self.stop.subscribe();
+        let worker = started(&self.replayer, "replay", &self.recipe)?;
+        let report = worker.call(async move |instance| pass(instance, options, events, stop).await).await;
+        if let Ok(report) = &report {
+            let _ = self.events.send(Event::Pass(report.clone()));
+            let mut known = self.known();
+            // A pass that had nothing to send has learnt nothing of the upstream.
+            let sent = report.delivered + report.conflicts + report.rejected + report.dropped + report.deferred + report.held;
+            if sent > 0 && known.upstream != Some(report.upstream) {
+                known.upstream = Some(report.upstream);
+                let _ = self.events.send(Event::Upstream(report.upstream));
+            }
+            known.last = Some(report.clone());
+        }
+        report
+    }
+}
+
+/// A pass from its first outcome to its report, on the instance's thread.
+async fn pass(
+    instance: &mut Instance,
+    options: replayer::Options,
+    events: broadcast::Sender<Event>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<Report, Error> {
+    let pass = instance
+        .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_start(store, &options).await)
+        .await??;
+    let mut stopped = false;
+    loop {
+        if *stop.borrow_and_update() && !stopped {
+            stopped = true;
+            instance
+                .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_stop(store, pass).await)
+                .await?;
+        }
+        let next = instance
+            .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_next(store, pass).await)
+            .await?;
+        match next {
+            Ok(Some(event)) => {
+                // Nobody may be listening.
+                let _ = events.send(Event::Delivery(Delivery::from(event)));
+            }
+            Ok(None) => break,
+            Err(error) => {
+                release(instance, pass).await?;
+                return Err(error.into());
+            }
+        }
+    }
+    let report = instance
+        .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_report(store, pass).await)
+        .await?;
+    release(instance, pass).await?;
+    Ok(report.into())
+}
+
+async fn release(instance: &mut Instance, pass: wasmtime::component::ResourceAny) -> Result<(), Error> {
+    instance.guard(async |_, store| pass.resource_drop_async(store).await).await
+}

@@ -1,0 +1,183 @@
+//! Pooled HTTP connections, shared by all outboxes of a runtime. No redirect is followed, no proxy is used.
+
+use crate::Error;
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use wasmtime_wasi_http::{Error as HttpError, WasiBody};
+
+/// How long an idle connection is kept: less than the 60 s after which common servers close theirs, so that a
+/// request seldom meets a connection that is being closed.
+const IDLE: Duration = Duration::from_secs(50);
+
+/// What connections differ in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Dial {
+    /// TLS is wanted: roots are loaded.
+    pub(crate) tls: bool,
+    /// Further roots, in PEM.
+    pub(crate) ca: Option<PathBuf>,
+    /// Until a connection is there.
+    pub(crate) connect_timeout: Duration,
+    /// How long data may stay unacknowledged.
+    pub(crate) idle_timeout: Duration,
+}
+
+/// Clients by what they differ in.
+#[derive(Default)]
+pub(crate) struct Pool(Mutex<HashMap<Dial, Client>>);
+
+impl Pool {
+    pub(crate) fn client(&self, dial: &Dial) -> Result<Client, Error> {
+        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(dial) {
+            return Ok(client.clone());
+        }
+        let client = Client::new(dial)?;
+        clients.insert(dial.clone(), client.clone());
+        Ok(client)
+    }
+}
+
+/// Sends requests.
+#[derive(Clone)]
+pub(crate) struct Client(legacy::Client<HttpsConnector<HttpConnector>, WasiBody>, tokio::runtime::Handle);
+
+impl Client {
+    fn new(dial: &Dial) -> Result<Client, Error> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        // Without it, a request of two segments waits 40 ms for a delayed acknowledgement.
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(dial.connect_timeout));
+        tcp.set_keepalive(Some(IDLE));
+        #[cfg(any(target_os = "android", target_os = "linux"))]
+        tcp.set_tcp_user_timeout(Some(dial.idle_timeout));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls(dial)?)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(tcp);
+        let client = legacy::Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(TokioTimer::new())
+            // The target's host is the origin's; over HTTP/1.1 the guest's Host header says the same.
+            .set_host(true)
+            .build(connector);
+        Ok(Client(client, tokio::runtime::Handle::current()))
+    }
+
+    /// Sends a request. A connection that turns out to be closed is replaced only where none of the request
+    /// had been sent.
+    pub(crate) async fn send(&self, mut request: Request<WasiBody>) -> Result<Response<Incoming>, HttpError> {
+        *request.version_mut() = Version::HTTP_11;
+        let client = self.0.clone();
+        // On the pool's own runtime: the connection outlives the guest whose request opened it.
+        let mut task = AbortOnDrop(self.1.spawn(async move { client.request(request).await }));
+        match (&mut task.0).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(classify(&error)),
+            Err(_) => Err(HttpError::ConnectionTerminated),
+        }
+    }
+}
+
+/// A guest that gives a request up has it aborted.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn tls(dial: &Dial) -> Result<ClientConfig, Error> {
+    let mut roots = RootCertStore::empty();
+    if dial.tls {
+        let platform = rustls_native_certs::load_native_certs();
+        for error in &platform.errors {
+            tracing::debug!("platform's roots: {error}");
+        }
+        roots.add_parsable_certificates(platform.certs);
+    }
+    if let Some(path) = &dial.ca {
+        for certificate in read_ca(path)? {
+            roots.add(certificate).map_err(|e| unusable_ca(path, e.to_string()))?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| Error::Component(format!("TLS: {e}")))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
+
+fn unusable_ca(path: &Path, reason: String) -> Error {
+    Error::Invalid { what: "CA file".into(), value: path.display().to_string(), reason }
+}
+
+fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let certificates: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => Err(unusable_ca(path, "it has no certificate in PEM".into())),
+        Ok(certificates) => Ok(certificates),
+        Err(e) => Err(unusable_ca(path, e.to_string())),
+    }
+}
+
+/// What the guest is told of a failed request.
+fn classify(error: &legacy::Error) -> HttpError {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let mut text = String::new();
+    while let Some(cause) = source {
+        text = cause.to_string();
+        if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
+            return match tls {
+                rustls::Error::InvalidCertificate(_) => HttpError::TlsCertificateError,
+                _ => HttpError::InternalError(Some(format!("TLS: {tls}"))),
+            };
+        }
+        if text == "dns error" {
+            let why = cause.source().map(ToString::to_string);
+            return HttpError::DnsError { rcode: why, info_code: None };
+        }
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            use std::io::ErrorKind as Kind;
+            if let Some(inner) = io.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+                return match inner {
+                    rustls::Error::InvalidCertificate(_) => HttpError::TlsCertificateError,
+                    _ => HttpError::InternalError(Some(format!("TLS: {inner}"))),
+                };
+            }
+            return match io.kind() {
+                Kind::ConnectionRefused => HttpError::ConnectionRefused,
+                Kind::TimedOut => HttpError::ConnectionTimeout,
+                Kind::ConnectionReset | Kind::BrokenPipe | Kind::UnexpectedEof => HttpError::ConnectionTerminated,
+                Kind::HostUnreachable | Kind::NetworkUnreachable => HttpError::DestinationUnavailable,
+                _ => HttpError::InternalError(Some(io.to_string())),
+            };
+        }
+        if let Some(hyper) = cause.downcast_ref::<hyper::Error>() {
+            if hyper.is_incomplete_message() || hyper.is_closed() || hyper.is_canceled() {
+                return HttpError::ConnectionTerminated;
+            }
+            if hyper.is_parse() {
+                return HttpError::InternalError(Some(format!("the reply is no HTTP: {hyper}")));
+            }
+        }
+        source = cause.source();
+    }
+    HttpError::InternalError(Some(text))
+}

@@ -1,0 +1,97 @@
+//! The root directory on the host's side: its modes, which a guest cannot set, and the lock of the one
+//! replaying host, which a guest cannot take.
+
+use crate::Error;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// The outbox's directory below ROOT.
+pub(crate) const OUTBOX_DIR: &str = ".zddc-outbox";
+/// Held by the one replaying host; has its process id in it.
+const LOCK: &str = ".lock";
+/// Changed by whoever wants the replaying host to make a pass now.
+pub(crate) const WAKE: &str = ".wake";
+
+/// Makes ROOT and the outbox's directory where they are missing. Bodies and headers are nobody else's
+/// business: the directory's mode is 0700. The path returned is absolute.
+pub(crate) fn prepare(root: &Path) -> Result<PathBuf, Error> {
+    let refuse = |reason: String| Error::Root { path: root.into(), reason };
+    if fs::metadata(root).is_ok_and(|found| !found.is_dir()) {
+        return Err(refuse("it is not a directory; give a directory with --root or OUTBOX_ROOT".into()));
+    }
+    let outbox = root.join(OUTBOX_DIR);
+    if fs::symlink_metadata(&outbox).is_ok_and(|found| !found.is_dir()) {
+        return Err(refuse(format!("{OUTBOX_DIR} in it is not a directory")));
+    }
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    let made = builder.create(root).and_then(|()| {
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(&outbox)
+    });
+    made.map_err(|e| refuse(format!("it cannot be made or written to ({e}); give another with --root")))?;
+    #[cfg(unix)]
+    restrict(&outbox).map_err(|e| refuse(format!("{OUTBOX_DIR} in it cannot be made private ({e})")))?;
+    fs::canonicalize(root).map_err(|e| refuse(e.to_string()))
+}
+
+/// An outbox that an earlier program made with a wider mode is narrowed.
+#[cfg(unix)]
+fn restrict(outbox: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if fs::metadata(outbox)?.permissions().mode() & 0o777 == 0o700 {
+        return Ok(());
+    }
+    fs::set_permissions(outbox, fs::Permissions::from_mode(0o700))
+}
+
+/// The right to replay. The kernel gives it back on any death.
+#[derive(Debug)]
+pub(crate) struct Lock(#[expect(dead_code, reason = "held, not used")] File);
+
+impl Lock {
+    /// Takes the lock, or says who has it.
+    pub(crate) fn take(root: &Path) -> Result<Lock, Error> {
+        let path = root.join(OUTBOX_DIR).join(LOCK);
+        let trouble = |e: std::io::Error| Error::Root { path: path.clone(), reason: e.to_string() };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = options.open(&path).map_err(trouble)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Locked(pid(&mut file))),
+            Err(TryLockError::Error(e)) => return Err(trouble(e)),
+        }
+        // The number is for people and messages only.
+        file.set_len(0)
+            .and_then(|()| file.seek(SeekFrom::Start(0)))
+            .and_then(|_| writeln!(file, "{}", std::process::id()))
+            .map_err(trouble)?;
+        Ok(Lock(file))
+    }
+
+    /// The process that replays this root now, if there is one.
+    pub(crate) fn holder(root: &Path) -> Option<Option<u32>> {
+        let mut file = File::open(root.join(OUTBOX_DIR).join(LOCK)).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => Some(pid(&mut file)),
+            _ => None,
+        }
+    }
+}
+
+fn pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Asks the replaying host for a pass now; the process that was asked.
+pub(crate) fn wake(root: &Path) -> Result<Option<u32>, Error> {
+    let holder = Lock::holder(root).ok_or(Error::NotRunning)?;
+    let path = root.join(OUTBOX_DIR).join(WAKE);
+    fs::write(&path, []).map_err(|e| Error::Root { path, reason: e.to_string() })?;
+    Ok(holder)
+}

@@ -1,0 +1,142 @@
+//! What any number of outboxes in a process share: one engine, one compiled component, one connection pool.
+
+use crate::Error;
+use crate::bindings::OutboxPre;
+use crate::pool::Pool;
+use crate::sandbox::State;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+use wasmtime::component::{Component, Linker};
+use wasmtime::{Cache, CacheConfig, Config, Engine};
+
+/// The component that this build carries.
+const COMPONENT: &[u8] = include_bytes!(env!("OUTBOX_WASM"));
+
+/// How often a running guest is looked at. See [`crate::sandbox`] for what is looked for.
+pub(crate) const EPOCH: Duration = Duration::from_millis(100);
+
+/// Shared by outboxes. Cheap to clone.
+#[derive(Clone)]
+pub struct Runtime(pub(crate) Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) engine: Engine,
+    pub(crate) pre: OutboxPre<State>,
+    pub(crate) pool: Pool,
+    pub(crate) clock: EpochClock,
+}
+
+/// Where the component comes from and where its compiled code is kept.
+#[derive(Debug, Clone, Default)]
+pub struct RuntimeOptions {
+    /// The component's file; none for the one that this build carries.
+    pub component: Option<PathBuf>,
+    /// The directory for compiled code; none to compile at every start (about a second).
+    pub cache_dir: Option<PathBuf>,
+}
+
+impl Runtime {
+    /// Compiles the component, or takes it from the cache.
+    pub fn new(options: &RuntimeOptions) -> Result<Runtime, Error> {
+        let bytes = match &options.component {
+            None => None,
+            Some(path) => Some(std::fs::read(path).map_err(|e| {
+                Error::Component(format!("{} cannot be read: {e}", path.display()))
+            })?),
+        };
+        Runtime::compile(bytes.as_deref().unwrap_or(COMPONENT), options.cache_dir.as_ref())
+            .map_err(|e| Error::Component(format!("{e:#}")))
+    }
+
+    fn compile(bytes: &[u8], cache_dir: Option<&PathBuf>) -> wasmtime::Result<Runtime> {
+        let mut config = Config::new();
+        config.epoch_interruption(true);
+        if let Some(dir) = cache_dir {
+            let mut cache = CacheConfig::new();
+            cache.with_directory(dir);
+            // A cache that cannot be had costs time only.
+            config.cache(Cache::new(cache).ok());
+        }
+        let engine = Engine::new(&config)?;
+        let component = Component::new(&engine, bytes)?;
+        let mut linker: Linker<State> = Linker::new(&engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+        let pre = OutboxPre::new(linker.instantiate_pre(&component)?)?;
+        let clock = EpochClock::start(&engine);
+        Ok(Runtime(Arc::new(Shared { engine, pre, pool: Pool::default(), clock })))
+    }
+
+    /// The component that this build carries, for hosts of another kind.
+    pub fn component() -> &'static [u8] {
+        COMPONENT
+    }
+}
+
+/// The directory for compiled code where the user has not named one: `$OUTBOX_CACHE_DIR`, else below the
+/// platform's cache directory. An empty `$OUTBOX_CACHE_DIR` means none.
+pub fn default_cache_dir() -> Option<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(named) = std::env::var_os("OUTBOX_CACHE_DIR") {
+        return (!named.is_empty()).then(|| PathBuf::from(named));
+    }
+    let platform = if cfg!(windows) {
+        var("LOCALAPPDATA")
+    } else if cfg!(target_os = "macos") {
+        var("HOME").map(|home| home.join("Library").join("Caches"))
+    } else {
+        var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache")))
+    };
+    // wasmtime wants an absolute directory.
+    platform.map(|dir| dir.join("outbox")).filter(|dir| dir.is_absolute())
+}
+
+/// Moves the engine's epoch on while some guest runs; sleeps otherwise, so that an idle process is idle.
+pub(crate) struct EpochClock {
+    running: Arc<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    guests: Mutex<usize>,
+    changed: Condvar,
+}
+
+/// While this lives, the epoch moves.
+pub(crate) struct EpochGuard(Arc<Running>);
+
+impl EpochClock {
+    fn start(engine: &Engine) -> EpochClock {
+        let running = Arc::new(Running::default());
+        let (weak, watched) = (engine.weak(), Arc::downgrade(&running));
+        std::thread::spawn(move || {
+            // Ends with the engine, or with the last who could start a guest.
+            while let Some(running) = watched.upgrade() {
+                let guests = running.guests.lock().unwrap_or_else(PoisonError::into_inner);
+                // Without a time-out a dropped clock would never be noticed.
+                let idle = running.changed.wait_timeout_while(guests, Duration::from_secs(60), |n| *n == 0);
+                drop(idle.unwrap_or_else(PoisonError::into_inner));
+                drop(running);
+                std::thread::sleep(EPOCH);
+                match weak.upgrade() {
+                    Some(engine) => engine.increment_epoch(),
+                    None => return,
+                }
+            }
+        });
+        EpochClock { running }
+    }
+
+    pub(crate) fn guard(&self) -> EpochGuard {
+        *self.running.guests.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.running.changed.notify_one();
+        EpochGuard(self.running.clone())
+    }
+}
+
+impl Drop for EpochGuard {
+    fn drop(&mut self) {
+        *self.0.guests.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+    }
+}

@@ -1,0 +1,163 @@
+//! One instance of the component and the limits around it.
+//!
+//! The guest is given one directory (ROOT as `/data`), its configuration as environment variables, clocks,
+//! randomness, and HTTP to one origin. It cannot use more memory than its limit, compute without end, or
+//! hang: a guest that neither makes a host call nor returns from one for the deadline is stopped. There is
+//! no limit on how long a call takes as a whole, because a large body on a slow line takes long. After a
+//! trap, a limit or a deadline the instance is thrown away; the queue on disk is what counts.
+
+use crate::Error;
+use crate::bindings::Outbox;
+use crate::egress::Egress;
+use crate::runtime::{EPOCH, Runtime};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use wasmtime::component::ResourceTable;
+use wasmtime::{Store, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
+use wasmtime_wasi::p2::pipe::MemoryOutputPipe;
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+/// How much of a guest's last words is kept: enough for a panic's message.
+const LAST_WORDS: usize = 4 * 1024;
+
+/// What a guest may use.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of linear memory; 64 MiB.
+    pub memory: usize,
+    /// How long a guest may go without a host call, or stay in one; 2 min.
+    pub deadline: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { memory: 64 * 1024 * 1024, deadline: Duration::from_secs(120) }
+    }
+}
+
+/// What a store holds.
+pub(crate) struct State {
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    pub(crate) table: ResourceTable,
+    egress: Egress,
+    limits: StoreLimits,
+    /// Counts host calls: a guest that makes some is alive.
+    activity: Arc<AtomicU64>,
+}
+
+impl WasiView for State {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.activity.fetch_add(1, Ordering::Relaxed);
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for State {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.activity.fetch_add(1, Ordering::Relaxed);
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.egress }
+    }
+}
+
+/// An instance and its store.
+pub(crate) struct Instance {
+    pub(crate) store: Store<State>,
+    pub(crate) exports: Outbox,
+    stderr: MemoryOutputPipe,
+    activity: Arc<AtomicU64>,
+    limits: Limits,
+    runtime: Runtime,
+}
+
+impl Instance {
+    /// Starts an instance on this thread, which its file calls block.
+    pub(crate) async fn new(
+        runtime: &Runtime,
+        root: &Path,
+        env: &[(String, String)],
+        egress: Egress,
+        limits: Limits,
+    ) -> Result<Instance, Error> {
+        let unusable = |e: wasmtime::Error| Error::Component(format!("{e:#}"));
+        let stderr = MemoryOutputPipe::new(LAST_WORDS);
+        let mut wasi = WasiCtxBuilder::new();
+        // Before the directory, which copies it: file calls stay on this thread, which is several times
+        // faster than handing each to another.
+        wasi.allow_blocking_current_thread(true);
+        wasi.envs(env).stderr(stderr.clone());
+        wasi.preopened_dir(root, "/data", FsPerms::ReadWrite)
+            .map_err(|e| Error::Root { path: root.into(), reason: format!("it cannot be opened: {e:#}") })?;
+        let activity = Arc::new(AtomicU64::new(0));
+        let state = State {
+            wasi: wasi.build(),
+            http: WasiHttpCtx::new(),
+            table: ResourceTable::new(),
+            egress,
+            limits: StoreLimitsBuilder::new().memory_size(limits.memory).build(),
+            activity: activity.clone(),
+        };
+        let mut store = Store::new(&runtime.0.engine, state);
+        store.limiter(|state| &mut state.limits);
+        interrupt_when_stuck(&mut store, limits.deadline);
+        let exports = runtime.0.pre.instantiate_async(&mut store).await.map_err(unusable)?;
+        Ok(Instance { store, exports, stderr, activity, limits, runtime: runtime.clone() })
+    }
+
+    /// Awaits a call into the guest. An error means that the instance is spent.
+    pub(crate) async fn guard<T>(
+        &mut self,
+        call: impl AsyncFnOnce(&Outbox, &mut Store<State>) -> wasmtime::Result<T>,
+    ) -> Result<T, Error> {
+        let ticking = self.runtime.0.clock.guard();
+        let (activity, deadline) = (self.activity.clone(), self.limits.deadline);
+        let result = tokio::select! {
+            result = call(&self.exports, &mut self.store) => result,
+            () = inactive(&activity, deadline) => {
+                return Err(Error::Trapped(format!("a call made no progress for {deadline:?}")));
+            }
+        };
+        drop(ticking);
+        result.map_err(|trap| {
+            let said = self.stderr.contents();
+            let said = String::from_utf8_lossy(&said);
+            match said.trim() {
+                "" => Error::Trapped(format!("{:#}", trap)),
+                said => Error::Trapped(format!("{said}: {}", trap.root_cause())),
+            }
+        })
+    }
+}
+
+/// Stops a guest that computes without a host call. The epoch is looked at only while guest code runs.
+fn interrupt_when_stuck(store: &mut Store<State>, deadline: Duration) {
+    let patience = (deadline.as_millis() / EPOCH.as_millis()).max(1);
+    let mut last = 0;
+    let mut stuck = 0;
+    store.epoch_deadline_callback(move |context| {
+        let now = context.data().activity.load(Ordering::Relaxed);
+        stuck = if now == last { stuck + 1 } else { 0 };
+        last = now;
+        match stuck >= patience {
+            true => Err(wasmtime::format_err!("it computed for {deadline:?} without a host call")),
+            false => Ok(UpdateDeadline::Continue(1)),
+        }
+    });
+    store.set_epoch_deadline(1);
+}
+
+/// Returns when no host call was made for the deadline: the guest is waiting for one that does not return.
+async fn inactive(activity: &AtomicU64, deadline: Duration) {
+    let mut last = activity.load(Ordering::Relaxed);
+    loop {
+        tokio::time::sleep(deadline).await;
+        let now = activity.load(Ordering::Relaxed);
+        if now == last {
+            return;
+        }
+        last = now;
+    }
+}
