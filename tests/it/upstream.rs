@@ -1,0 +1,427 @@
+//! A scripted HTTP server on port 0 of the loopback, on a runtime of its own, that records what it saw.
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
+
+/// A request as the server saw it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub method: String,
+    /// The request target, as it stood in the request line.
+    pub target: String,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The whole body, if it was read to its end.
+    pub body: Vec<u8>,
+    /// Bytes of the body that arrived.
+    pub body_len: u64,
+    /// Whether the body arrived whole.
+    pub complete: bool,
+    /// Which connection it came over, from 0.
+    pub connection: usize,
+}
+
+impl Seen {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+}
+
+/// What to do about a request.
+#[derive(Debug, Clone)]
+pub enum Act {
+    /// Read the body, then reply.
+    Reply(Reply),
+    /// Reply at once and do not read the body.
+    ReplyUnread(Reply),
+    /// Read the body, then close the connection without a reply.
+    Cut,
+    /// Close the connection after some bytes of the body.
+    CutAfter(u64),
+    /// Read the body, send the head and half of this content, then close the connection.
+    CutReply(Reply),
+    /// Read the body and never reply.
+    Stall,
+}
+
+/// A reply.
+#[derive(Debug, Clone, Default)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    pub fn new(status: u16) -> Reply {
+        Reply { status, ..Reply::default() }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Reply {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Reply {
+        self.body = body.into();
+        self
+    }
+}
+
+impl From<u16> for Act {
+    fn from(status: u16) -> Act {
+        Act::Reply(Reply::new(status))
+    }
+}
+
+impl From<Reply> for Act {
+    fn from(reply: Reply) -> Act {
+        Act::Reply(reply)
+    }
+}
+
+/// Decides on a request from its head; the body has not been read then.
+type Script = dyn Fn(&Seen) -> Act + Send + Sync;
+
+/// A running server. Dropping it closes its port and its connections.
+pub struct Upstream {
+    addr: SocketAddr,
+    https: bool,
+    shared: Arc<Shared>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+struct Shared {
+    script: Mutex<Arc<Script>>,
+    seen: Mutex<Vec<Seen>>,
+    /// Counts requests that were seen, for those who wait.
+    count: watch::Sender<usize>,
+    connections: AtomicUsize,
+    in_flight: AtomicUsize,
+    max_in_flight: AtomicUsize,
+    /// Bodies are kept only up to this size; longer ones are counted.
+    keep: usize,
+}
+
+/// A port that refuses connections until a server is started on it.
+pub struct ReservedPort(TcpSocket, SocketAddr);
+
+impl ReservedPort {
+    /// Takes a free port. Bound but not listening, it refuses connections, and nobody else gets it.
+    pub fn new() -> ReservedPort {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = socket.local_addr().unwrap();
+        ReservedPort(socket, addr)
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.1)
+    }
+}
+
+impl Upstream {
+    /// A server that does with every request what the script says.
+    pub fn start<A: Into<Act>>(script: impl Fn(&Seen) -> A + Send + Sync + 'static) -> Upstream {
+        Upstream::start_on(ReservedPort::new(), script)
+    }
+
+    /// A server that gives these answers in turn, then the last one for ever.
+    pub fn sequence(acts: Vec<Act>) -> Upstream {
+        let next = AtomicUsize::new(0);
+        Upstream::start(move |_| acts[next.fetch_add(1, Ordering::Relaxed).min(acts.len() - 1)].clone())
+    }
+
+    /// The same on a port that was taken before.
+    pub fn start_on<A: Into<Act>>(
+        port: ReservedPort,
+        script: impl Fn(&Seen) -> A + Send + Sync + 'static,
+    ) -> Upstream {
+        Upstream::serve(port, None, Arc::new(move |seen: &Seen| script(seen).into()))
+    }
+
+    /// The same over TLS.
+    pub fn start_tls(
+        config: Arc<rustls::ServerConfig>,
+        script: impl Fn(&Seen) -> Act + Send + Sync + 'static,
+    ) -> Upstream {
+        Upstream::serve(ReservedPort::new(), Some(config), Arc::new(script))
+    }
+
+    fn serve(port: ReservedPort, tls: Option<Arc<rustls::ServerConfig>>, script: Arc<Script>) -> Upstream {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let shared = Arc::new(Shared {
+            script: Mutex::new(script),
+            seen: Mutex::default(),
+            count: watch::channel(0).0,
+            connections: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            max_in_flight: AtomicUsize::new(0),
+            keep: 1024 * 1024,
+        });
+        let ReservedPort(socket, addr) = port;
+        let listener = {
+            let _guard = runtime.enter();
+            socket.listen(128).unwrap()
+        };
+        let https = tls.is_some();
+        runtime.spawn(accept(listener, tls, shared.clone()));
+        Upstream { addr, https, shared, runtime: Some(runtime) }
+    }
+
+    pub fn url(&self) -> String {
+        let scheme = if self.https { "https" } else { "http" };
+        format!("{scheme}://{}", self.addr)
+    }
+
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Changes the script from now on.
+    pub fn script<A: Into<Act>>(&self, script: impl Fn(&Seen) -> A + Send + Sync + 'static) {
+        *self.shared.script.lock().unwrap() = Arc::new(move |seen: &Seen| script(seen).into());
+    }
+
+    /// All requests so far, in the order in which they were dealt with.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.shared.seen.lock().unwrap().clone()
+    }
+
+    /// "METHOD target" of all requests so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.seen().iter().map(|seen| format!("{} {}", seen.method, seen.target)).collect()
+    }
+
+    /// Waits until so many requests were seen.
+    pub async fn wait_for(&self, requests: usize) {
+        let mut count = self.shared.count.subscribe();
+        let reached = count.wait_for(|count| *count >= requests);
+        super::kit::soon("a request", reached).await.unwrap();
+    }
+
+    /// How many connections were opened.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// How many requests were being dealt with at once, at most.
+    pub fn max_in_flight(&self) -> usize {
+        self.shared.max_in_flight.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, shared: Arc<Shared>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let _ = stream.set_nodelay(true);
+        let connection = shared.connections.fetch_add(1, Ordering::Relaxed);
+        let (shared, tls) = (shared.clone(), tls.clone());
+        tokio::spawn(async move {
+            match tls {
+                None => http1(TokioIo::new(stream), shared, connection).await,
+                Some(config) => {
+                    // A client that does not trust us goes away here.
+                    if let Ok(stream) = tokio_rustls::TlsAcceptor::from(config).accept(stream).await {
+                        http1(TokioIo::new(stream), shared, connection).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn http1<I>(io: I, shared: Arc<Shared>, connection: usize)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| answer(request, shared.clone(), connection));
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+}
+
+/// Makes hyper close the connection.
+#[derive(Debug)]
+struct Closed;
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("closed by the script")
+    }
+}
+
+impl std::error::Error for Closed {}
+
+type Answered = Result<Response<UnsyncBoxBody<Bytes, Closed>>, Closed>;
+
+async fn answer(request: Request<Incoming>, shared: Arc<Shared>, connection: usize) -> Answered {
+    let now = shared.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
+    shared.max_in_flight.fetch_max(now, Ordering::Relaxed);
+    let answered = act(request, &shared, connection).await;
+    shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+    answered
+}
+
+async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> Answered {
+    let (parts, mut body) = request.into_parts();
+    let mut seen = Seen {
+        method: parts.method.to_string(),
+        target: parts.uri.to_string(),
+        headers: parts
+            .headers
+            .iter()
+            .map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned()))
+            .collect(),
+        body: Vec::new(),
+        body_len: 0,
+        complete: false,
+        connection,
+    };
+    let script = shared.script.lock().unwrap().clone();
+    let act = script(&seen);
+    let limit = match &act {
+        Act::ReplyUnread(_) => 0,
+        Act::CutAfter(bytes) => *bytes,
+        _ => u64::MAX,
+    };
+    while seen.body_len < limit {
+        match body.frame().await {
+            Some(Ok(frame)) => {
+                let Ok(data) = frame.into_data() else { continue };
+                seen.body_len += data.len() as u64;
+                if seen.body.len() + data.len() <= shared.keep {
+                    seen.body.extend_from_slice(&data);
+                }
+            }
+            Some(Err(_)) => break,
+            None => {
+                seen.complete = true;
+                break;
+            }
+        }
+    }
+    let complete = seen.complete;
+    shared.seen.lock().unwrap().push(seen);
+    shared.count.send_modify(|count| *count += 1);
+    match act {
+        Act::Reply(_) | Act::CutReply(_) if !complete => Err(Closed),
+        Act::Reply(reply) | Act::ReplyUnread(reply) => {
+            let content = http_body_util::Full::new(Bytes::from(reply.body.clone()));
+            Ok(response(&reply, content.map_err(|never: Infallible| match never {}).boxed_unsync()))
+        }
+        Act::CutReply(reply) => {
+            let half = Bytes::from(reply.body[..reply.body.len() / 2].to_vec());
+            let reply = reply.clone().header("content-length", &reply.body.len().to_string());
+            Ok(response(&reply, Half(Some(half)).boxed_unsync()))
+        }
+        Act::Cut | Act::CutAfter(_) => Err(Closed),
+        Act::Stall => std::future::pending().await,
+    }
+}
+
+fn response<B>(reply: &Reply, body: B) -> Response<B> {
+    let mut response = Response::builder().status(reply.status);
+    for (name, value) in &reply.headers {
+        response = response.header(name, value);
+    }
+    response.body(body).unwrap()
+}
+
+/// Some content, then a broken connection.
+struct Half(Option<Bytes>);
+
+impl hyper::body::Body for Half {
+    type Data = Bytes;
+    type Error = Closed;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Closed>>> {
+        Poll::Ready(Some(self.0.take().map(Frame::data).ok_or(Closed)))
+    }
+}
+
+/// Resources with ETags and dates, which understand preconditions (RFC 9110 section 13). Clone it into a script.
+#[derive(Clone, Default)]
+pub struct Resources(Arc<Mutex<HashMap<String, Resource>>>);
+
+#[derive(Clone)]
+pub struct Resource {
+    pub etag: String,
+    /// Seconds since 1970.
+    pub modified: u64,
+    pub writer: String,
+}
+
+impl Resources {
+    /// Somebody writes a resource beside the outbox; its new ETag.
+    pub fn write(&self, path: &str, writer: &str, modified: u64) -> String {
+        let mut all = self.0.lock().unwrap();
+        let version = all.get(path).map_or(1, |r| r.etag.trim_matches(['"', 'v']).parse::<u64>().unwrap() + 1);
+        let etag = format!("\"v{version}\"");
+        all.insert(path.into(), Resource { etag: etag.clone(), modified, writer: writer.into() });
+        etag
+    }
+
+    pub fn get(&self, path: &str) -> Option<Resource> {
+        self.0.lock().unwrap().get(path).cloned()
+    }
+
+    /// Does what a request asks for, if its preconditions hold. Writes get the date `now`.
+    pub fn act(&self, seen: &Seen, now: u64) -> Act {
+        let path = seen.target.split('?').next().unwrap().to_owned();
+        let found = self.get(&path);
+        let date = |at: u64| httpdate::fmt_http_date(std::time::UNIX_EPOCH + std::time::Duration::from_secs(at));
+        let matches = match (seen.header("if-match"), seen.header("if-unmodified-since")) {
+            (Some("*"), _) => found.is_some(),
+            (Some(tag), _) => found.as_ref().is_some_and(|r| r.etag == tag),
+            (None, Some(since)) => {
+                let since = httpdate::parse_http_date(since).unwrap();
+                let since = since.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+                found.as_ref().is_none_or(|r| r.modified <= since)
+            }
+            (None, None) => true,
+        };
+        let free = seen.header("if-none-match") != Some("*") || found.is_none();
+        let present = |reply: Reply, r: &Option<Resource>| match r {
+            Some(r) => reply.header("etag", &r.etag).header("last-modified", &date(r.modified)),
+            None => reply,
+        };
+        if !matches || !free {
+            return present(Reply::new(412).body("precondition failed"), &found).into();
+        }
+        match seen.method.as_str() {
+            "DELETE" => match self.0.lock().unwrap().remove(&path) {
+                Some(_) => 204.into(),
+                None => 404.into(),
+            },
+            _ => {
+                self.write(&path, "outbox", now);
+                present(Reply::new(if found.is_some() { 200 } else { 201 }), &self.get(&path)).into()
+            }
+        }
+    }
+}
