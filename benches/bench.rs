@@ -1,2 +1,194 @@
-//! Benchmarks.
-fn main() {}
+//! Measures this project, beside the Go original where its binary is given, and prints one table.
+//!
+//! ```text
+//! cargo bench -- [--baseline PATH] [--rounds N] [--quick] [--json FILE] [FILTER]...
+//! ```
+//!
+//! Both sides work in turn, round by round, each in a fresh directory, so that a busy machine troubles both.
+//! What is replayed is queued before anything is measured, and nothing is removed before the end: some file
+//! systems (ext4 without a journal, for one) are several times slower at making files for minutes after
+//! files were removed. So leave a few minutes between two runs, too.
+
+mod original;
+mod ours;
+mod plan;
+mod process;
+mod table;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use original::Original;
+use ours::Ours;
+use plan::{Place, Row, Scale, Work};
+use process::Servers;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+use table::Line;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo bench --", about = "Measures the outbox, beside the original where that is given")]
+struct Options {
+    /// The original's binary (`oracle`), to be measured too
+    #[arg(long, value_name = "PATH")]
+    baseline: Option<PathBuf>,
+    /// How often everything is measured
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// Less work and fewer rounds: a minute rather than several
+    #[arg(long)]
+    quick: bool,
+    /// Write the table to this file too, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Only the lines whose text contains one of these, such as 'enqueue' or 'disk'
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
+    /// What `cargo bench` passes on
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Be a server for a measurement: wait this many milliseconds, then answer 200
+    #[arg(long, hide = true, value_name = "MS")]
+    serve: Option<u64>,
+}
+
+/// One side of the comparison.
+trait Side {
+    /// Puts into a fresh root what the work needs there.
+    fn prepare(&self, work: &Work, root: &Path) -> Result<()>;
+    /// Does the work and measures it, in the row's unit.
+    fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<f64>;
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if let Some(latency) = options.serve {
+        return code(process::serve(std::time::Duration::from_millis(latency)));
+    }
+    if !options.bench {
+        // `cargo test --all-targets` starts benchmarks too.
+        println!("nothing is measured; use `cargo bench`");
+        return ExitCode::SUCCESS;
+    }
+    code(bench(&options))
+}
+
+fn code(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(options: &Options) -> Result<()> {
+    let started = Instant::now();
+    let scale = if options.quick { Scale::QUICK } else { Scale::FULL };
+    let rounds = usize::from(options.rounds.unwrap_or(scale.rounds));
+    let places = places()?;
+    let rows = plan::rows(&scale, &places, &options.filters);
+    if rows.is_empty() {
+        anyhow::bail!("no line contains {}", options.filters.join(" or "));
+    }
+    let baseline = match &options.baseline {
+        None => None,
+        Some(path) => Some(path.canonicalize().with_context(|| format!("--baseline {}", path.display()))?),
+    };
+    let ours = Ours::new(&cache_dir(&places)?)?;
+    let original = baseline.as_deref().map(Original::new);
+    let mut sides: Vec<&dyn Side> = vec![&ours];
+    sides.extend(original.iter().map(|original| original as &dyn Side));
+
+    eprintln!("preparing {} lines, {rounds} rounds", rows.len());
+    for (index, row) in rows.iter().enumerate() {
+        for round in 0..rounds {
+            for (side, who) in sides.iter().enumerate() {
+                who.prepare(&row.work, &root(row, index, round, side))?;
+            }
+        }
+    }
+    let servers = Servers::start(baseline.as_deref())?;
+    let mut lines = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        eprintln!("{:>4} s  {}, {}", started.elapsed().as_secs(), row.name, row.place.name);
+        let mut figures = vec![Vec::new(); sides.len()];
+        for round in 0..rounds {
+            for (side, (who, figures)) in sides.iter().zip(&mut figures).enumerate() {
+                let root = root(row, index, round, side);
+                settle();
+                let figure = who.run(&row.work, &root, &servers);
+                figures.push(figure.with_context(|| format!("{}, {}", row.name, row.place.name))?);
+            }
+        }
+        lines.push(Line::new(row, &figures));
+    }
+    let notes = notes(&places, options.baseline.is_some(), rounds, started);
+    print!("{}", table::text(&lines, &notes));
+    if let Some(path) = &options.json {
+        let json = serde_json::to_string_pretty(&table::json(&lines, &notes))?;
+        std::fs::write(path, json + "\n").with_context(|| format!("--json {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The directories to work in; all in them goes away with them.
+fn places() -> Result<Vec<Place>> {
+    let mut places = Vec::new();
+    let memory = Path::new("/dev/shm");
+    for (name, parent) in [("memory", memory), ("disk", Path::new(env!("CARGO_TARGET_TMPDIR")))] {
+        if name == "memory" && !parent.is_dir() {
+            continue;
+        }
+        let dir = tempfile::Builder::new()
+            .prefix("outbox-bench-")
+            .tempdir_in(parent)
+            .with_context(|| format!("no directory can be made in {}", parent.display()))?;
+        // On ext4: spread the roots over the disk, away from what earlier runs removed. Elsewhere it fails.
+        let spread = Command::new("chattr").arg("+T").arg(dir.path()).stderr(Stdio::null()).status();
+        drop(spread);
+        places.push(Place { name, dir });
+    }
+    Ok(places)
+}
+
+/// Compiled code is cached for this run only, so that a user's cache stays as it is.
+fn cache_dir(places: &[Place]) -> Result<PathBuf> {
+    let place = places.last().context("no directory")?;
+    let dir = place.dir.path().join("cache");
+    std::fs::create_dir(&dir)?;
+    Ok(dir.canonicalize()?)
+}
+
+fn root(row: &Row<'_>, index: usize, round: usize, side: usize) -> PathBuf {
+    row.place.dir.path().join(format!("{index}-{round}-{side}"))
+}
+
+/// What earlier work left to be written is written before the next is measured.
+fn settle() {
+    #[cfg(unix)]
+    rustix::fs::sync();
+}
+
+fn notes(places: &[Place], with_original: bool, rounds: usize, started: Instant) -> Vec<String> {
+    let mut notes = vec![format!(
+        "Medians of {rounds} rounds, in brackets the least and the greatest; {} s in all.",
+        started.elapsed().as_secs()
+    )];
+    for place in places {
+        notes.push(format!("{}: {}", place.name, place.dir.path().parent().unwrap_or(Path::new("")).display()));
+    }
+    if !places.iter().any(|place| place.name == "memory") {
+        notes.push("memory: left out, there is no /dev/shm".into());
+    }
+    if !with_original {
+        notes.push("original: not measured; give its binary with --baseline".into());
+    }
+    if let Ok(load) = std::fs::read_to_string("/proc/loadavg") {
+        let minutes = load.split(' ').next().unwrap_or_default();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        notes.push(format!("machine: {cores} cores, {minutes} threads busy on average over the last minute"));
+    }
+    notes
+}

@@ -24,7 +24,17 @@ fn build() -> Result<(), String> {
     require_target()?;
     let target_dir = PathBuf::from(var("OUT_DIR")?).join("component");
     let output = Command::new(var("CARGO")?)
-        .args(["build", "--quiet", "--package", "outbox", "--lib", "--profile", "component", "--target", TARGET])
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "outbox",
+            "--lib",
+            "--profile",
+            "component",
+            "--target",
+            TARGET,
+        ])
         .arg("--target-dir")
         .arg(&target_dir)
         .current_dir(root)

@@ -96,8 +96,22 @@ mod tests {
         assert_eq!(place("/a%20b//c.txt?x").unwrap(), ["a b", "c.txt"]);
         assert_eq!(place("/a/./b").unwrap(), ["a", "b"]);
         for none in [
-            "/", "/a/", "/..", "/../x", "/a/../../x", "/%2e%2e/x", "/a%2f..%2f..%2fx", "/%2E./x", "/a%00b", "/a\\..\\b",
-            "/.zddc-outbox/x", "/%2ezddc-outbox/x", "/.ZDDC-Outbox/x", "//.zddc-outbox/x", "/./.zddc-outbox/x", "/%ff",
+            "/",
+            "/a/",
+            "/..",
+            "/../x",
+            "/a/../../x",
+            "/%2e%2e/x",
+            "/a%2f..%2f..%2fx",
+            "/%2E./x",
+            "/a%00b",
+            "/a\\..\\b",
+            "/.zddc-outbox/x",
+            "/%2ezddc-outbox/x",
+            "/.ZDDC-Outbox/x",
+            "//.zddc-outbox/x",
+            "/./.zddc-outbox/x",
+            "/%ff",
         ] {
             assert_eq!(place(none), None, "{none}");
         }

@@ -7,8 +7,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
 /// `YYYYMMDDTHHMMSSZ`, for names of files.
-const COMPACT: &[BorrowedFormatItem<'_>] =
-    format_description!("[year][month][day]T[hour][minute][second]Z");
+const COMPACT: &[BorrowedFormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second]Z");
 
 /// The time in Unix nanoseconds; 0 before 1970.
 pub fn unix_nanos(at: SystemTime) -> u64 {

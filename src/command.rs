@@ -42,7 +42,9 @@ pub fn main() -> Result<(), ()> {
             say(HELP);
             return Ok(());
         }
-        [command, ..] => request::invalid("command", command, "it is not known or takes no such arguments; see 'help'"),
+        [command, ..] => {
+            request::invalid("command", command, "it is not known or takes no such arguments; see 'help'")
+        }
     };
     done.map_err(|error| {
         let _ = writeln!(std::io::stderr(), "outbox: {}", describe(&error));

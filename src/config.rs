@@ -62,7 +62,11 @@ impl Config {
                 var("OUTBOX_REJECTED"),
                 [("keep", Refused::Keep), ("drop", Refused::Drop)],
             )?,
-            auth: choice("OUTBOX_AUTH", var("OUTBOX_AUTH"), [("hold", Refused::Keep), ("drop", Refused::Drop)])?,
+            auth: choice(
+                "OUTBOX_AUTH",
+                var("OUTBOX_AUTH"),
+                [("hold", Refused::Keep), ("drop", Refused::Drop)],
+            )?,
             connect_timeout: millis("OUTBOX_CONNECT_TIMEOUT_MS", var("OUTBOX_CONNECT_TIMEOUT_MS"), 10_000)?,
             idle_timeout: millis("OUTBOX_IDLE_TIMEOUT_MS", var("OUTBOX_IDLE_TIMEOUT_MS"), 60_000)?,
         })
@@ -72,7 +76,11 @@ impl Config {
     pub fn upstream(&self) -> Result<Upstream> {
         match &self.upstream {
             Some(url) => Upstream::parse(url),
-            None => refuse("OUTBOX_UPSTREAM", "", "no upstream is set; give its URL with --upstream or OUTBOX_UPSTREAM"),
+            None => refuse(
+                "OUTBOX_UPSTREAM",
+                "",
+                "no upstream is set; give its URL with --upstream or OUTBOX_UPSTREAM",
+            ),
         }
     }
 }
@@ -136,7 +144,9 @@ mod tests {
             ("OUTBOX_IDLE_TIMEOUT_MS", "-1"),
         ] {
             match read(&[(name, value)]) {
-                Err(Error::Configuration(invalid)) => assert_eq!((invalid.what.as_str(), invalid.value.as_str()), (name, value)),
+                Err(Error::Configuration(invalid)) => {
+                    assert_eq!((invalid.what.as_str(), invalid.value.as_str()), (name, value))
+                }
                 other => panic!("{name}: {other:?}"),
             }
         }

@@ -60,8 +60,7 @@ fn stage(
             let file = dir.open_file(path)?;
             loop {
                 let doing = || format!("cannot read {path}");
-                let (chunk, end) =
-                    file.read(writer.len).map_err(|code| Fault { doing: doing(), code })?;
+                let (chunk, end) = file.read(writer.len).map_err(|code| Fault { doing: doing(), code })?;
                 writer.write(&chunk)?;
                 if end || chunk.is_empty() {
                     break;

@@ -13,7 +13,8 @@ use std::time::Duration;
 use wasi::clocks::monotonic_clock;
 use wasi::http::outgoing_handler;
 use wasi::http::types::{
-    ErrorCode, Fields, FutureIncomingResponse, IncomingBody, Method, OutgoingBody, OutgoingRequest, RequestOptions,
+    ErrorCode, Fields, FutureIncomingResponse, IncomingBody, Method, OutgoingBody, OutgoingRequest,
+    RequestOptions,
 };
 use wasi::io::poll::Pollable;
 use wasi::io::streams::{InputStream, OutputStream, StreamError};
@@ -385,10 +386,15 @@ fn no_reply(code: &ErrorCode) -> Failure {
         ErrorCode::ConnectionRefused => "connection refused".into(),
         ErrorCode::ConnectionTimeout => "no connection within the timeout".into(),
         ErrorCode::ConnectionTerminated => "connection closed without a reply".into(),
-        ErrorCode::ConnectionReadTimeout | ErrorCode::HttpResponseTimeout => "no reply within the timeout".into(),
+        ErrorCode::ConnectionReadTimeout | ErrorCode::HttpResponseTimeout => {
+            "no reply within the timeout".into()
+        }
         ErrorCode::DnsTimeout => "no answer from DNS within the timeout".into(),
         ErrorCode::DnsError(payload) => {
-            format!("host name not found{}", payload.rcode.as_deref().map(|c| format!(" ({c})")).unwrap_or_default())
+            format!(
+                "host name not found{}",
+                payload.rcode.as_deref().map(|c| format!(" ({c})")).unwrap_or_default()
+            )
         }
         ErrorCode::DestinationNotFound => "host not found".into(),
         ErrorCode::DestinationUnavailable | ErrorCode::DestinationIpUnroutable => "host unreachable".into(),

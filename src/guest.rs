@@ -49,11 +49,13 @@ fn with_queue<T>(work: impl FnOnce(&Config, &Queue) -> Result<T>) -> Result<T> {
 
 impl QueueGuest for Guest {
     fn enqueue(request: Request, body: InputStream) -> Result<WitId> {
-        with_queue(|config, queue| enqueue(config, queue, &request, Body::Stream(&body))).map(|id| id.to_string())
+        with_queue(|config, queue| enqueue(config, queue, &request, Body::Stream(&body)))
+            .map(|id| id.to_string())
     }
 
     fn enqueue_bytes(request: Request, body: Vec<u8>) -> Result<WitId> {
-        with_queue(|config, queue| enqueue(config, queue, &request, Body::Bytes(&body))).map(|id| id.to_string())
+        with_queue(|config, queue| enqueue(config, queue, &request, Body::Bytes(&body)))
+            .map(|id| id.to_string())
     }
 
     fn pending(after: Option<WitId>, limit: u32) -> Result<Vec<Entry>> {

@@ -66,7 +66,9 @@ mod tests {
         for text in ["18ea4ba277c322d7-873e00", "ffffffffffffffff-000000"] {
             assert_eq!(EntryId::parse(text).unwrap().to_string(), text);
         }
-        for text in ["", "18ea4ba277c322d7873e00", "+8ea4ba277c322d7-873e00", "18ea4ba277c322d7-873e0", "../x-873e00"] {
+        for text in
+            ["", "18ea4ba277c322d7873e00", "+8ea4ba277c322d7-873e00", "18ea4ba277c322d7-873e0", "../x-873e00"]
+        {
             assert_eq!(EntryId::parse(text), None, "{text}");
         }
     }

@@ -60,6 +60,7 @@ pub mod bindings {
         path: "wit",
         world: "outbox",
         pub_export_macro: true,
+        additional_derives: [PartialEq],
         with: {
             "wasi:cli/environment@0.2.12": ::wasi::cli::environment,
             "wasi:cli/stdin@0.2.12": ::wasi::cli::stdin,

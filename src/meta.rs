@@ -172,7 +172,12 @@ mod tests {
     fn damage_is_named() {
         let deep = "[".repeat(100_000);
         let cases = [
-            "", "null", "{}", "[]", "\u{0}\u{0}", &deep,
+            "",
+            "null",
+            "{}",
+            "[]",
+            "\u{0}\u{0}",
+            &deep,
             r#"{"id":"../../victim","method":"PUT","raw_uri":"/x","queued_at":""}"#,
             r#"{"id":"18ea4ba277c322d7-873e00","method":"PUT","raw_uri":"@evil/x","queued_at":""}"#,
             r#"{"id":"18ea4ba277c322d7-873e00","method":"P T","raw_uri":"/x","queued_at":""}"#,

@@ -35,6 +35,9 @@ const USER_AGENT: &str = concat!("outbox/", env!("CARGO_PKG_VERSION"));
 /// A time to wait that is further away than this was written before the clock was set back; it is ignored.
 const LONGEST_WAIT: Duration = Duration::from_secs(25 * 3600);
 
+/// How long the guest sleeps at most: a host that watches over it sees that it lives.
+const HEARTBEAT: u64 = 30_000_000_000;
+
 /// A pass under way.
 pub struct Pass {
     config: Config,
@@ -230,9 +233,10 @@ impl Pass {
                 self.report.remaining = self.report.remaining.saturating_sub(1);
                 return;
             }
-            Unloadable::Newer(format) => {
-                Settled::stays(Outcome::Deferred, format!("it has format {format}, which a newer outbox wrote"))
-            }
+            Unloadable::Newer(format) => Settled::stays(
+                Outcome::Deferred,
+                format!("it has format {format}, which a newer outbox wrote"),
+            ),
             Unloadable::Io(error) => Settled::stays(Outcome::Deferred, guest::describe(&error)),
             Unloadable::Damaged(reason) => self.set_corrupt(id, &reason),
         };
@@ -249,10 +253,14 @@ impl Pass {
 
     fn exchange(&self, entry: &Entry) -> Result<Exchange, Failure> {
         let path = format!("{}/{BODY}", entry.id);
-        let file = self.queue.dir.open_file(&path).map_err(|fault| Failure::Unreadable(guest::describe(&fault.into())))?;
-        let regular = file.stat().is_ok_and(|stat| {
-            stat.type_ == DescriptorType::RegularFile && stat.size == entry.body_len
-        });
+        let file = self
+            .queue
+            .dir
+            .open_file(&path)
+            .map_err(|fault| Failure::Unreadable(guest::describe(&fault.into())))?;
+        let regular = file
+            .stat()
+            .is_ok_and(|stat| stat.type_ == DescriptorType::RegularFile && stat.size == entry.body_len);
         if !regular {
             return Err(Failure::Damaged("body.bin was changed".into()));
         }
@@ -271,7 +279,7 @@ impl Pass {
     fn wait(&mut self) {
         let now = monotonic_clock::now();
         let deadline = self.flights.iter().map(|f| f.exchange.deadline()).min().unwrap_or(now);
-        let timer = monotonic_clock::subscribe_duration(deadline.saturating_sub(now));
+        let timer = monotonic_clock::subscribe_duration(deadline.saturating_sub(now).min(HEARTBEAT));
         let mut owners: Vec<usize> = Vec::new();
         let mut pollables: Vec<&Pollable> = Vec::new();
         for (index, flight) in self.flights.iter().enumerate() {
@@ -417,7 +425,15 @@ impl Pass {
         self.report.resume.probe = Some(probe.map_or(id, |p| p.min(id)).to_string());
     }
 
-    fn record(&mut self, id: EntryId, method: &str, uri: &str, status: Option<u16>, elapsed_ms: u64, settled: Settled) {
+    fn record(
+        &mut self,
+        id: EntryId,
+        method: &str,
+        uri: &str,
+        status: Option<u16>,
+        elapsed_ms: u64,
+        settled: Settled,
+    ) {
         let report = &mut self.report;
         let count = match settled.outcome {
             Outcome::Delivered => &mut report.delivered,

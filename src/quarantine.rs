@@ -306,9 +306,7 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
             state.not_before = None;
             queue.save_state(at.id, &state)
         }
-        Place::Corrupt => {
-            Err(Error::WrongPlace(format!("{name} is corrupt; show it, mend or drop it")))
-        }
+        Place::Corrupt => Err(Error::WrongPlace(format!("{name} is corrupt; show it, mend or drop it"))),
         Place::Conflict | Place::Rejected => {
             for file in [RESPONSE, STATE] {
                 dir.remove(&at.path(file))?;

@@ -19,7 +19,8 @@ const MAX_HEADERS: usize = 48 * 1024;
 
 /// Headers that a queued write may not carry, with the reason.
 const REFUSED: [(&str, &str); 26] = {
-    const CREDENTIAL: &str = "credentials are never put on disk; give them to the host (--bearer-env, --bearer-file)";
+    const CREDENTIAL: &str =
+        "credentials are never put on disk; give them to the host (--bearer-env, --bearer-file)";
     const CONNECTION: &str = "it belongs to one connection, not to the request (RFC 9110 section 7.6.1)";
     const FRAMING: &str = "it describes the message's framing or target, which the replay decides";
     const PRECONDITION: &str = "preconditions are the replay's; use the base's time or ETag, or create";
@@ -78,7 +79,11 @@ pub fn check(request: &Request) -> Result<()> {
         etag(tag)?;
     }
     if request.create && (request.base_etag.is_some() || request.base_mod_time.is_some()) {
-        return invalid("create", "true", "what must not exist yet has no base version; give one or the other");
+        return invalid(
+            "create",
+            "true",
+            "what must not exist yet has no base version; give one or the other",
+        );
     }
     Ok(())
 }
@@ -155,9 +160,8 @@ pub fn base_mod_time(text: &str) -> Result<Option<std::time::SystemTime>> {
 /// An entity tag (RFC 9110 section 8.8.3). A weak one never matches in If-Match.
 pub fn etag(tag: &str) -> Result<()> {
     let opaque = tag.strip_prefix('"').and_then(|t| t.strip_suffix('"'));
-    let fine = opaque.is_some_and(|t| {
-        t.len() <= MAX_FIELD && t.chars().all(|c| !c.is_control() && c != '"' && c != ' ')
-    });
+    let fine = opaque
+        .is_some_and(|t| t.len() <= MAX_FIELD && t.chars().all(|c| !c.is_control() && c != '"' && c != ' '));
     if fine {
         return Ok(());
     }
@@ -171,8 +175,7 @@ pub fn etag(tag: &str) -> Result<()> {
 }
 
 fn is_token(value: &str) -> bool {
-    !value.is_empty()
-        && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+    !value.is_empty() && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
 /// The error for a value that is refused. Long values are cut for the message.
@@ -202,7 +205,20 @@ mod tests {
 
     #[test]
     fn a_uri_can_never_choose_the_host() {
-        for uri in ["", "x", "@evil/x", ".evil/x", "//evil/x", "http://evil/x", "evil:80", "*", "/a\r\nHost: evil", "/a#b", "/\\evil", "/\u{0}"] {
+        for uri in [
+            "",
+            "x",
+            "@evil/x",
+            ".evil/x",
+            "//evil/x",
+            "http://evil/x",
+            "evil:80",
+            "*",
+            "/a\r\nHost: evil",
+            "/a#b",
+            "/\\evil",
+            "/\u{0}",
+        ] {
             assert!(check(&put(uri)).is_err(), "{uri:?}");
         }
         for uri in ["/", "/a%20b/%C3%BC?x=1&y=<2>", "/a//b", "/ü", "/a/../b"] {

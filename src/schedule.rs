@@ -177,18 +177,22 @@ mod tests {
                 }
             }
             // Liveness: with everything in flight delivered, all goes but what is behind a stuck entry.
-            while let Some(n) = flying.pop() {
-                all[n].1 = true;
-                schedule.finished(all[n].0.clone(), false);
+            loop {
                 while let Some((_, n)) = schedule.ready() {
                     handed(n, &mut all);
                     flying.push(n);
                 }
+                let Some(n) = flying.pop() else { break };
+                all[n].1 = true;
+                schedule.finished(all[n].0.clone(), false);
             }
             let mut held = Keys::default();
             for (key, gone, out) in &all {
                 if !gone {
-                    assert!(*out || held.related(key), "seed {seed}: an entry that nothing holds back was left");
+                    assert!(
+                        *out || held.related(key),
+                        "seed {seed}: an entry that nothing holds back was left"
+                    );
                     held.insert(key.clone());
                 }
             }

@@ -5,8 +5,17 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use wasi::http::types::Scheme;
 
 /// Characters that must not stand in a request target (RFC 3986 section 2); '%' may, as it starts an escape.
-const ESCAPED: &AsciiSet =
-    &CONTROLS.add(b' ').add(b'"').add(b'<').add(b'>').add(b'\\').add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
+const ESCAPED: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'<')
+    .add(b'>')
+    .add(b'\\')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
 
 /// The upstream.
 #[derive(Debug)]
@@ -32,14 +41,18 @@ impl Upstream {
             _ => return refuse("the upstream is no http or https URL, such as https://example.org"),
         };
         if rest.contains(['?', '#']) {
-            return refuse("the upstream has a query or a fragment; give scheme, host, port and a path at most");
+            return refuse(
+                "the upstream has a query or a fragment; give scheme, host, port and a path at most",
+            );
         }
         let (authority, prefix) = match rest.find('/') {
             Some(slash) => rest.split_at(slash),
             None => (rest, ""),
         };
         if authority.contains('@') {
-            return refuse("the upstream has credentials in it; give them with --bearer-env or --bearer-file");
+            return refuse(
+                "the upstream has credentials in it; give them with --bearer-env or --bearer-file",
+            );
         }
         let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
         if host.is_empty() || rest.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\') {
@@ -81,7 +94,18 @@ mod tests {
 
     #[test]
     fn other_urls_are_refused_without_showing_a_password() {
-        for url in ["", "h", "ftp://h/", "http://", "http:///x", "http://:80", "http://h?x", "http://h#x", "http://u:secret@h/", "http://a b/"] {
+        for url in [
+            "",
+            "h",
+            "ftp://h/",
+            "http://",
+            "http:///x",
+            "http://:80",
+            "http://h?x",
+            "http://h#x",
+            "http://u:secret@h/",
+            "http://a b/",
+        ] {
             match Upstream::parse(url) {
                 Err(Error::Configuration(invalid)) => assert!(!invalid.value.contains("secret")),
                 other => panic!("{url}: {other:?}"),

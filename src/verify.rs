@@ -13,7 +13,9 @@ pub fn verify(queue: &Queue) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let mut found = |name: String, reason: String| findings.push(Finding { name, reason });
     queue.names(|name, kind| match layout::parse(name) {
-        Name::Foreign => found(name.into(), "it is neither an entry nor anything else of the outbox's".into()),
+        Name::Foreign => {
+            found(name.into(), "it is neither an entry nor anything else of the outbox's".into())
+        }
         Name::Conflict(..) if kind != DescriptorType::Directory => {
             found(name.into(), format!("it is no directory but a {}", kind_name(kind)));
         }
@@ -41,7 +43,8 @@ pub fn verify(queue: &Queue) -> Result<Vec<Finding>> {
             corrupt.list(|name, _| names.extend(parse_aside(&name).is_some().then(|| name.clone())))?;
             names.sort();
             for name in names {
-                let reason = corrupt.read(&format!("{name}/{REASON}"), layout::MAX_RECORD).unwrap_or_default();
+                let reason =
+                    corrupt.read(&format!("{name}/{REASON}"), layout::MAX_RECORD).unwrap_or_default();
                 found(format!("{CORRUPT}/{name}"), String::from_utf8_lossy(&reason).trim().to_owned());
             }
         }

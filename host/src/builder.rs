@@ -1,5 +1,6 @@
 //! How an outbox is configured.
 
+use crate::Error;
 use crate::credential::Credential;
 use crate::driver;
 use crate::egress::{Egress, Origin};
@@ -9,7 +10,6 @@ use crate::root;
 use crate::runtime::{Runtime, RuntimeOptions, default_cache_dir};
 use crate::sandbox::Limits;
 use crate::worker::Recipe;
-use crate::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -228,7 +228,8 @@ impl Builder {
 
     /// The guest's configuration.
     fn env(&self) -> Vec<(String, String)> {
-        let word = |refused, keep: &str| if refused == Refused::Keep { keep.into() } else { "drop".to_owned() };
+        let word =
+            |refused, keep: &str| if refused == Refused::Keep { keep.into() } else { "drop".to_owned() };
         let millis = |timeout: Duration| timeout.as_millis().max(1).to_string();
         let order = if self.order == Order::Strict { "strict" } else { "path" };
         let durability = if self.durability == Durability::Full { "full" } else { "none" };

@@ -52,7 +52,8 @@ impl Credential {
     pub fn from_file(path: &Path) -> Result<Credential, Error> {
         let path: PathBuf = path.into();
         let read = move || {
-            let text = std::fs::read_to_string(&path).map_err(|e| unusable(format!("cannot be read: {e}")))?;
+            let text =
+                std::fs::read_to_string(&path).map_err(|e| unusable(format!("cannot be read: {e}")))?;
             bearer(text.trim_end())
         };
         let unusable_file = read().map(|_| ());

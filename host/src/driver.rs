@@ -44,7 +44,9 @@ pub(crate) fn start(outbox: &Outbox, watched: bool) -> Result<(), Error> {
     let watcher = match watcher.transpose() {
         Ok(watcher) => watcher,
         Err(error) => {
-            tracing::warn!("the directory cannot be watched, so other processes' entries wait for a tick: {error}");
+            tracing::warn!(
+                "the directory cannot be watched, so other processes' entries wait for a tick: {error}"
+            );
             None
         }
     };

@@ -11,7 +11,8 @@ use http_body_util::BodyExt;
 use std::fmt;
 use std::sync::Arc;
 use wasmtime_wasi_http::{
-    DEFAULT_FORBIDDEN_HEADERS, Error as HttpError, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks,
+    DEFAULT_FORBIDDEN_HEADERS, Error as HttpError, ForbiddenHeaderFilter, RequestOptions, WasiBody,
+    WasiHttpHooks,
 };
 
 /// Scheme, host and port: all that the guest may talk to.
@@ -38,7 +39,8 @@ impl Origin {
         if url.contains(['?', '#']) {
             return Err(refuse("it has a query or a fragment; give scheme, host, port and a path at most"));
         }
-        let uri: Uri = url.parse().map_err(|_| refuse("it is no http or https URL, such as https://example.org"))?;
+        let uri: Uri =
+            url.parse().map_err(|_| refuse("it is no http or https URL, such as https://example.org"))?;
         Origin::of(&uri).ok_or_else(|| refuse("it is no http or https URL, such as https://example.org"))
     }
 
@@ -167,8 +169,21 @@ mod tests {
     #[test]
     fn other_upstreams_are_refused_without_showing_a_password() {
         for url in [
-            "", "example.org", "/x", "ftp://h/", "http://", "http:///x", "http://h?x", "http://h#x", "http://:80/",
-            "http://u:secret@h/", "http://a b/", "http://h:99999/", "http://h:/", "http://h:0/", "file:///etc",
+            "",
+            "example.org",
+            "/x",
+            "ftp://h/",
+            "http://",
+            "http:///x",
+            "http://h?x",
+            "http://h#x",
+            "http://:80/",
+            "http://u:secret@h/",
+            "http://a b/",
+            "http://h:99999/",
+            "http://h:/",
+            "http://h:0/",
+            "file:///etc",
         ] {
             let error = Origin::of_upstream(url).unwrap_err().to_string();
             assert!(!error.contains("secret"), "{url}");

@@ -1,5 +1,6 @@
 //! The handle of an outbox.
 
+use crate::Error;
 use crate::bindings::exports::zddc::outbox::{queue as wit_queue, replayer};
 use crate::bindings::zddc::outbox::types as wit;
 use crate::body::{self, Body, Kind};
@@ -10,7 +11,6 @@ use crate::root::{self, Lock};
 use crate::sandbox::Instance;
 use crate::worker::{Recipe, Worker};
 use crate::write::Write;
-use crate::Error;
 use bytes::Bytes;
 use serde::Serialize;
 use std::path::Path;
@@ -131,8 +131,9 @@ impl Outbox {
 
     /// Pending entries in queue order: at most `limit`, those after the id `after`.
     pub async fn pending(&self, after: Option<String>, limit: u32) -> Result<Vec<Entry>, Error> {
-        let entries =
-            self.queue(async move |queue, store| queue.call_pending(store, after.as_ref(), limit).await).await?;
+        let entries = self
+            .queue(async move |queue, store| queue.call_pending(store, after.as_ref(), limit).await)
+            .await?;
         Ok(entries.into_iter().map(Into::into).collect())
     }
 
@@ -315,7 +316,12 @@ impl Inner {
             let _ = self.events.send(Event::Pass(report.clone()));
             let mut known = self.known();
             // A pass that had nothing to send has learnt nothing of the upstream.
-            let sent = report.delivered + report.conflicts + report.rejected + report.dropped + report.deferred + report.held;
+            let sent = report.delivered
+                + report.conflicts
+                + report.rejected
+                + report.dropped
+                + report.deferred
+                + report.held;
             if sent > 0 && known.upstream != Some(report.upstream) {
                 known.upstream = Some(report.upstream);
                 let _ = self.events.send(Event::Upstream(report.upstream));
@@ -341,7 +347,9 @@ async fn pass(
         if *stop.borrow_and_update() && !stopped {
             stopped = true;
             instance
-                .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_stop(store, pass).await)
+                .guard(async |exports, store| {
+                    exports.zddc_outbox_replayer().pass().call_stop(store, pass).await
+                })
                 .await?;
         }
         let next = instance

@@ -32,18 +32,20 @@ pub(crate) struct Dial {
     pub(crate) idle_timeout: Duration,
 }
 
-/// Clients by what they differ in.
+/// Clients by what they differ in, and by the tokio runtime that carries their connections: one that ended
+/// carries none.
 #[derive(Default)]
-pub(crate) struct Pool(Mutex<HashMap<Dial, Client>>);
+pub(crate) struct Pool(Mutex<HashMap<(Dial, tokio::runtime::Id), Client>>);
 
 impl Pool {
     pub(crate) fn client(&self, dial: &Dial) -> Result<Client, Error> {
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(dial) {
+        let key = (dial.clone(), tokio::runtime::Handle::current().id());
+        if let Some(client) = clients.get(&key) {
             return Ok(client.clone());
         }
         let client = Client::new(dial)?;
-        clients.insert(dial.clone(), client.clone());
+        clients.insert(key, client.clone());
         Ok(client)
     }
 }
@@ -128,10 +130,11 @@ fn unusable_ca(path: &Path, reason: String) -> Error {
 }
 
 fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let certificates: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     match certificates {
-        Ok(certificates) if certificates.is_empty() => Err(unusable_ca(path, "it has no certificate in PEM".into())),
+        Ok(certificates) if certificates.is_empty() => {
+            Err(unusable_ca(path, "it has no certificate in PEM".into()))
+        }
         Ok(certificates) => Ok(certificates),
         Err(e) => Err(unusable_ca(path, e.to_string())),
     }
@@ -164,7 +167,9 @@ fn classify(error: &legacy::Error) -> HttpError {
             return match io.kind() {
                 Kind::ConnectionRefused => HttpError::ConnectionRefused,
                 Kind::TimedOut => HttpError::ConnectionTimeout,
-                Kind::ConnectionReset | Kind::BrokenPipe | Kind::UnexpectedEof => HttpError::ConnectionTerminated,
+                Kind::ConnectionReset | Kind::BrokenPipe | Kind::UnexpectedEof => {
+                    HttpError::ConnectionTerminated
+                }
                 Kind::HostUnreachable | Kind::NetworkUnreachable => HttpError::DestinationUnavailable,
                 _ => HttpError::InternalError(Some(io.to_string())),
             };

@@ -41,9 +41,10 @@ impl Runtime {
     pub fn new(options: &RuntimeOptions) -> Result<Runtime, Error> {
         let bytes = match &options.component {
             None => None,
-            Some(path) => Some(std::fs::read(path).map_err(|e| {
-                Error::Component(format!("{} cannot be read: {e}", path.display()))
-            })?),
+            Some(path) => Some(
+                std::fs::read(path)
+                    .map_err(|e| Error::Component(format!("{} cannot be read: {e}", path.display())))?,
+            ),
         };
         Runtime::compile(bytes.as_deref().unwrap_or(COMPONENT), options.cache_dir.as_ref())
             .map_err(|e| Error::Component(format!("{e:#}")))

@@ -9,7 +9,11 @@ use std::path::Path;
 /// Calls `wake` on events of interest while the watcher lives. Our own removals are none.
 pub(crate) fn watch(root: &Path, wake: impl Fn() + Send + 'static) -> notify::Result<RecommendedWatcher> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
-        Ok(event) if appears(&event.kind) && event.paths.iter().filter_map(|p| p.file_name()).any(matters) => wake(),
+        Ok(event)
+            if appears(&event.kind) && event.paths.iter().filter_map(|p| p.file_name()).any(matters) =>
+        {
+            wake()
+        }
         Ok(_) => {}
         // Events were lost; better a pass too many.
         Err(_) => wake(),
@@ -21,7 +25,9 @@ pub(crate) fn watch(root: &Path, wake: impl Fn() + Send + 'static) -> notify::Re
 /// Something new has this name, or was moved here. Platforms differ in how exactly they say it.
 fn appears(kind: &EventKind) -> bool {
     match kind {
-        EventKind::Create(CreateKind::Any | CreateKind::File | CreateKind::Folder | CreateKind::Other) => true,
+        EventKind::Create(CreateKind::Any | CreateKind::File | CreateKind::Folder | CreateKind::Other) => {
+            true
+        }
         EventKind::Modify(ModifyKind::Name(mode)) => *mode != RenameMode::From,
         EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any) | EventKind::Any | EventKind::Other => true,
         _ => false,
@@ -32,7 +38,8 @@ fn appears(kind: &EventKind) -> bool {
 fn matters(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     let id = || {
-        name.len() == 23 && name.bytes().enumerate().all(|(i, b)| if i == 16 { b == b'-' } else { b.is_ascii_hexdigit() })
+        name.len() == 23
+            && name.bytes().enumerate().all(|(i, b)| if i == 16 { b == b'-' } else { b.is_ascii_hexdigit() })
     };
     name == WAKE || id()
 }
@@ -46,7 +53,13 @@ mod tests {
         for name in ["18ea4ba277c322d7-873e00", ".wake"] {
             assert!(matters(OsStr::new(name)), "{name}");
         }
-        for name in [".staging", ".lock", "rejected", "18ea4ba277c322d7-873e00.conflict-20261122T065602Z", "18ea4ba277c322d7x873e00"] {
+        for name in [
+            ".staging",
+            ".lock",
+            "rejected",
+            "18ea4ba277c322d7-873e00.conflict-20261122T065602Z",
+            "18ea4ba277c322d7x873e00",
+        ] {
             assert!(!matters(OsStr::new(name)), "{name}");
         }
     }

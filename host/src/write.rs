@@ -34,14 +34,19 @@ impl Write {
     pub fn from_http(parts: &http::request::Parts) -> Result<Write, Error> {
         let uri = &parts.uri;
         if uri.authority().is_some() {
-            return Err(invalid("URI", &uri.to_string(), "it names a host; give a path, the upstream is the host"));
+            return Err(invalid(
+                "URI",
+                &uri.to_string(),
+                "it names a host; give a path, the upstream is the host",
+            ));
         }
         let path = uri.path_and_query().map_or("", |path| path.as_str());
         let mut write = Write::new(parts.method.as_str(), path);
         for (name, value) in &parts.headers {
             let text = || {
                 let text = std::str::from_utf8(value.as_bytes());
-                text.map(str::to_owned).map_err(|_| invalid("header", name.as_str(), "its value is not UTF-8"))
+                text.map(str::to_owned)
+                    .map_err(|_| invalid("header", name.as_str(), "its value is not UTF-8"))
             };
             match *name {
                 header::HOST | header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::CONNECTION => {}

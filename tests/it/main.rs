@@ -8,6 +8,10 @@
     reason = "a test that finds something else than expected must stop"
 )]
 
+mod cli;
+mod cli_bad;
+mod cli_send;
 mod kit;
+mod outcomes;
 mod smoke;
 mod upstream;

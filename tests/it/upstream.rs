@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 
@@ -29,6 +30,8 @@ pub struct Seen {
     pub body: Vec<u8>,
     /// Bytes of the body that arrived.
     pub body_len: u64,
+    /// Of all that arrived, also where it was not kept.
+    pub checksum: Checksum,
     /// Whether the body arrived whole.
     pub complete: bool,
     /// Which connection it came over, from 0.
@@ -56,6 +59,46 @@ pub enum Act {
     CutReply(Reply),
     /// Read the body and never reply.
     Stall,
+    /// Read the body, and reply once the gate is open.
+    ReplyAfter(Gate, Reply),
+    /// Read the body with a pause after each piece, then reply.
+    ReadSlowly(Duration, Reply),
+}
+
+/// Holds replies back until a test opens it.
+#[derive(Debug, Clone)]
+pub struct Gate(watch::Sender<bool>);
+
+impl Gate {
+    pub fn new() -> Gate {
+        Gate(watch::Sender::new(false))
+    }
+
+    pub fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    async fn passed(&self) {
+        let _ = self.0.subscribe().wait_for(|open| *open).await;
+    }
+}
+
+/// A running checksum that is cheap also without optimisation, and that a lost, moved or changed piece changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Checksum {
+    sum: u64,
+    rest: Vec<u8>,
+}
+
+impl Checksum {
+    pub fn add(&mut self, data: &[u8]) {
+        self.rest.extend_from_slice(data);
+        let (words, rest) = self.rest.as_chunks::<8>();
+        for word in words {
+            self.sum = (self.sum.rotate_left(5) ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+        self.rest = rest.to_vec();
+    }
 }
 
 /// A reply.
@@ -296,6 +339,7 @@ async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> 
             .collect(),
         body: Vec::new(),
         body_len: 0,
+        checksum: Checksum::default(),
         complete: false,
         connection,
     };
@@ -311,8 +355,12 @@ async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> 
             Some(Ok(frame)) => {
                 let Ok(data) = frame.into_data() else { continue };
                 seen.body_len += data.len() as u64;
+                seen.checksum.add(&data);
                 if seen.body.len() + data.len() <= shared.keep {
                     seen.body.extend_from_slice(&data);
+                }
+                if let Act::ReadSlowly(pause, _) = &act {
+                    tokio::time::sleep(*pause).await;
                 }
             }
             Some(Err(_)) => break,
@@ -325,9 +373,12 @@ async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> 
     let complete = seen.complete;
     shared.seen.lock().unwrap().push(seen);
     shared.count.send_modify(|count| *count += 1);
+    if let Act::ReplyAfter(gate, _) = &act {
+        gate.passed().await;
+    }
     match act {
         Act::Reply(_) | Act::CutReply(_) if !complete => Err(Closed),
-        Act::Reply(reply) | Act::ReplyUnread(reply) => {
+        Act::Reply(reply) | Act::ReplyUnread(reply) | Act::ReplyAfter(_, reply) | Act::ReadSlowly(_, reply) => {
             let content = http_body_util::Full::new(Bytes::from(reply.body.clone()));
             Ok(response(&reply, content.map_err(|never: Infallible| match never {}).boxed_unsync()))
         }
@@ -414,6 +465,10 @@ impl Resources {
             return present(Reply::new(412).body("precondition failed"), &found).into();
         }
         match seen.method.as_str() {
+            "GET" | "HEAD" => match &found {
+                Some(r) => present(Reply::new(200).body(r.writer.as_str()), &found).into(),
+                None => 404.into(),
+            },
             "DELETE" => match self.0.lock().unwrap().remove(&path) {
                 Some(_) => 204.into(),
                 None => 404.into(),

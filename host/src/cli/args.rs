@@ -226,11 +226,12 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 impl UpstreamArgs {
     pub fn apply(&self, builder: Builder) -> Result<Builder, Error> {
-        let upstream = self.upstream.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| Error::Invalid {
-            what: "upstream".into(),
-            value: String::new(),
-            reason: "none is set; give its URL with --upstream or OUTBOX_UPSTREAM".into(),
-        })?;
+        let upstream =
+            self.upstream.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| Error::Invalid {
+                what: "upstream".into(),
+                value: String::new(),
+                reason: "none is set; give its URL with --upstream or OUTBOX_UPSTREAM".into(),
+            })?;
         let mut builder = builder
             .upstream(upstream)
             .concurrency(self.concurrency.into())

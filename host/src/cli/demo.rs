@@ -1,8 +1,168 @@
-//! `outbox demo`.
+//! `outbox demo`: the whole story in a terminal, with a server of its own.
 
 use super::args::{DemoArgs, Global};
-use super::DONE;
+use super::{DONE, builder, text};
+use anyhow::Context;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use outbox_host::{Event, Keep, Outbox, Write};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::net::{TcpListener, TcpSocket};
 
-pub async fn demo(_global: &Global, _args: DemoArgs) -> anyhow::Result<u8> {
+pub async fn demo(global: &Global, args: DemoArgs) -> anyhow::Result<u8> {
+    let dir = tempfile::Builder::new().prefix("outbox-demo-").tempdir().context("no temporary directory")?;
+    // Bound, but not listening: it refuses connections, as a server that is away does.
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(([127, 0, 0, 1], 0).into())?;
+    let upstream = format!("http://{}", socket.local_addr()?);
+    let demo_root = Global { root: dir.path().into(), component: global.component.clone() };
+    let outbox = builder(&demo_root).upstream(&upstream).concurrency(1).open()?;
+
+    println!("An outbox in {}, for a server at {upstream}.\n", dir.path().display());
+    println!("1. The server is away. Writes are queued; each is on the disk before it is acknowledged.\n");
+    let writes = [
+        ("PUT", "/notes/monday.txt", "buy milk"),
+        ("PUT", "/notes/tuesday.txt", "call Ada"),
+        ("PUT", "/notes/monday.txt", "buy milk and bread"),
+    ];
+    for (method, uri, body) in writes {
+        let id = outbox.enqueue_write(Write::new(method, uri), body.into()).await?;
+        println!("   queued    {id}  {method} {uri}  {body:?}");
+    }
+    pass(&outbox).await?;
+
+    println!("\n2. The server is back. What waits is replayed, in order.\n");
+    let server = Server::default();
+    let listener = socket.listen(16)?;
+    let serving = tokio::spawn(server.clone().serve(listener));
+    pass(&outbox).await?;
+    server.show();
+
+    println!(
+        "\n3. We read /notes/monday.txt, which is \"v2\", and edit it. Meanwhile somebody else does too.\n"
+    );
+    let edit = Write { base_etag: Some("\"v2\"".into()), ..Write::new("PUT", "/notes/monday.txt") };
+    let id = outbox.enqueue_write(edit, "buy milk, bread and tea".into()).await?;
+    println!("   queued    {id}  PUT /notes/monday.txt  \"buy milk, bread and tea\", based on \"v2\"");
+    server.write("/notes/monday.txt", "milk is sold out");
+    println!("   elsewhere \"milk is sold out\" becomes \"v3\"");
+    pass(&outbox).await?;
+    println!("\n   The other's version stands, and ours is kept, with the server's reply:\n");
+    show_tree(&dir.path().join(".zddc-outbox"))?;
+
+    println!("\n4. Somebody decides, here with 'outbox resolve {id} --keep mine'.\n");
+    let again = outbox.resolve(&id, Keep::Mine).await?.unwrap_or_default();
+    println!("   queued    {again}  the same text, now based on \"v3\"");
+    pass(&outbox).await?;
+    server.show();
+
+    serving.abort();
+    if args.keep {
+        let kept = dir.keep();
+        println!("\nThe directory is kept: {}\nLook around with: outbox --root {0} status", kept.display());
+    } else {
+        println!("\nNothing is left behind. Now yours: outbox send --help, outbox run --help");
+    }
     Ok(DONE)
+}
+
+/// One pass, as the daemon makes them, and what came of it.
+async fn pass(outbox: &Outbox) -> anyhow::Result<()> {
+    let mut events = outbox.subscribe();
+    let report = outbox.replay().await?;
+    while let Ok(event) = events.try_recv() {
+        if let Event::Delivery(delivery) = event {
+            println!("   {}", text::delivery(&delivery));
+        }
+    }
+    println!("   = {}", text::report(&report));
+    Ok(())
+}
+
+fn show_tree(outbox: &Path) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(outbox)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            continue;
+        }
+        println!("   .zddc-outbox/{name}/");
+        let mut files: Vec<_> = std::fs::read_dir(entry.path())?.collect::<Result<_, _>>()?;
+        files.sort_by_key(std::fs::DirEntry::file_name);
+        for file in files {
+            println!("     {:<14} {}", file.file_name().to_string_lossy(), summary(&file.path())?);
+        }
+    }
+    Ok(())
+}
+
+/// The start of a file: of JSON, its most telling keys.
+fn summary(path: &Path) -> anyhow::Result<String> {
+    let content = std::fs::read_to_string(path)?;
+    let Ok(serde_json::Value::Object(json)) = serde_json::from_str(&content) else {
+        return Ok(format!("{content:?}"));
+    };
+    let telling = ["method", "raw_uri", "base_etag", "status", "etag", "reason"];
+    let parts = telling.iter().filter_map(|key| json.get(*key).map(|value| format!("{key}: {value}")));
+    Ok(parts.collect::<Vec<_>>().join(", "))
+}
+
+/// A server that keeps texts and numbers their versions.
+#[derive(Clone, Default)]
+struct Server(Arc<Mutex<BTreeMap<String, (u32, String)>>>);
+
+impl Server {
+    fn write(&self, path: &str, text: &str) -> u32 {
+        let mut texts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = texts.get(path).map_or(1, |(version, _)| version + 1);
+        texts.insert(path.into(), (version, text.into()));
+        version
+    }
+
+    fn version(&self, path: &str) -> Option<u32> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(path).map(|(version, _)| *version)
+    }
+
+    fn show(&self) {
+        println!("\n   The server now has:");
+        for (path, (version, text)) in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            println!("     {path:<20} \"v{version}\"  {text:?}");
+        }
+    }
+
+    async fn serve(self, listener: TcpListener) {
+        while let Ok((stream, _)) = listener.accept().await {
+            let server = self.clone();
+            let service = service_fn(move |request| server.clone().answer(request));
+            let connection =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            tokio::spawn(connection);
+        }
+    }
+
+    /// PUT with If-Match, and nothing else.
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+        let path = request.uri().path().to_owned();
+        let expected = request.headers().get("if-match").cloned();
+        let body = request.into_body().collect().await?.to_bytes();
+        let present = self.version(&path).map(|version| format!("\"v{version}\""));
+        let matches =
+            expected.is_none_or(|tag| present.as_ref().is_some_and(|present| tag == present.as_str()));
+        let (status, etag) = match matches {
+            true => (200, Some(format!("\"v{}\"", self.write(&path, &String::from_utf8_lossy(&body))))),
+            false => (412, present),
+        };
+        let mut response = Response::new(Full::default());
+        *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
+        if let Some(value) = etag.and_then(|tag| tag.parse().ok()) {
+            response.headers_mut().insert(http::header::ETAG, value);
+        }
+        Ok(response)
+    }
 }

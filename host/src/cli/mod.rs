@@ -71,7 +71,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
 /// A builder with what every command shares.
 fn builder(global: &Global) -> Builder {
     let component = global.component.clone();
-    Outbox::builder(&global.root).runtime_options(RuntimeOptions { component, cache_dir: default_cache_dir() })
+    Outbox::builder(&global.root)
+        .runtime_options(RuntimeOptions { component, cache_dir: default_cache_dir() })
 }
 
 /// What the state of an outbox means for the exit code.

@@ -5,10 +5,14 @@ use super::{builder, code_of, text};
 use indicatif::{ProgressBar, ProgressStyle};
 use outbox_host::{Delivery, Event, Outbox};
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 
 /// Below this, a pass is over before a progress bar is read.
 const WORTH_A_BAR: u64 = 50;
+
+/// How long the requests in flight may take to finish after Ctrl-C.
+const GRACE: Duration = Duration::from_secs(10);
 
 pub async fn replay(global: &Global, args: ReplayArgs) -> anyhow::Result<u8> {
     let builder = args.storage.apply(args.upstream.apply(builder(global))?);
@@ -56,8 +60,12 @@ async fn interruptible(outbox: &Outbox) -> Result<outbox_host::Report, outbox_ho
         report = &mut pass => return report,
         _ = super::run::stopped() => {}
     }
+    eprintln!("stopping; the request in flight may take up to {} s", GRACE.as_secs());
     outbox.shutdown().await;
-    pass.await
+    match tokio::time::timeout(GRACE, pass).await {
+        Ok(report) => report,
+        Err(_) => Err(outbox_host::Error::ShutDown),
+    }
 }
 
 fn progress(pending: u64) -> anyhow::Result<Option<ProgressBar>> {

@@ -30,9 +30,13 @@ async fn log_events(mut events: broadcast::Receiver<Event>) {
     loop {
         match events.recv().await {
             Ok(Event::Delivery(delivery)) => log_delivery(&delivery),
-            Ok(Event::Pass(report)) => debug!(next_pass_ms = report.next_delay_ms, "{}", text::report(&report)),
+            Ok(Event::Pass(report)) => {
+                debug!(next_pass_ms = report.next_delay_ms, "{}", text::report(&report))
+            }
             Ok(Event::Upstream(Health::Up)) => info!("upstream is up"),
-            Ok(Event::Upstream(Health::Down)) => warn!("upstream is down; one probe per tick until it answers"),
+            Ok(Event::Upstream(Health::Down)) => {
+                warn!("upstream is down; one probe per tick until it answers")
+            }
             Ok(Event::Upstream(Health::Auth)) => {
                 warn!("upstream wants other credentials; entries are held, one probe per tick");
             }
@@ -86,7 +90,8 @@ pub fn log_warnings() {
 #[cfg(unix)]
 pub async fn stopped() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         // Without handlers, the signals end the process by themselves.
         return std::future::pending().await;

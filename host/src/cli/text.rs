@@ -21,14 +21,6 @@ pub fn size(bytes: u64) -> String {
     format!("{value:.1} {unit}")
 }
 
-/// "1 entry", "2 entries".
-pub fn entries(n: u64) -> String {
-    match n {
-        1 => "1 entry".into(),
-        n => format!("{n} entries"),
-    }
-}
-
 /// A table of pending entries.
 pub fn entry_table(out: &mut impl Write, entries: &[Entry]) -> io::Result<()> {
     for e in entries {
@@ -65,8 +57,11 @@ pub fn item(out: &mut impl Write, item: &Item) -> io::Result<()> {
         line("request", &format!("{} {}", e.method, e.raw_uri))?;
         line("queued at", &e.queued_at)?;
         line("body", &e.body_len.map_or("missing".into(), size))?;
-        let texts =
-            [("content type", &e.content_type), ("base etag", &e.base_etag), ("base mod time", &e.base_mod_time)];
+        let texts = [
+            ("content type", &e.content_type),
+            ("base etag", &e.base_etag),
+            ("base mod time", &e.base_mod_time),
+        ];
         for (name, value) in texts {
             if let Some(value) = value {
                 line(name, value)?;
@@ -111,7 +106,8 @@ pub fn printable(text: &str) -> String {
 pub fn delivery(d: &Delivery) -> String {
     let status = d.status.map(|s| format!(" {s}")).unwrap_or_default();
     let detail = d.detail.as_ref().map(|detail| format!(": {}", printable(detail))).unwrap_or_default();
-    let timing = if d.outcome == Outcome::Delivered { format!(" in {} ms", d.elapsed_ms) } else { String::new() };
+    let timing =
+        if d.outcome == Outcome::Delivered { format!(" in {} ms", d.elapsed_ms) } else { String::new() };
     format!("{:<9} {}  {} {}{status}{timing}{detail}", d.outcome, d.id, d.method, d.raw_uri)
 }
 
@@ -138,7 +134,8 @@ mod tests {
 
     #[test]
     fn sizes_read_well() {
-        let cases = [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (256 << 20, "256.0 MiB"), (3 << 40, "3.0 TiB")];
+        let cases =
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (256 << 20, "256.0 MiB"), (3 << 40, "3.0 TiB")];
         for (bytes, text) in cases {
             assert_eq!(size(bytes), text);
         }

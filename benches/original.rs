@@ -1,0 +1,85 @@
+//! The Go original, through the command line around it.
+
+use crate::Side;
+use crate::plan::{LARGE, SMALL, Work};
+use crate::process::{self, Servers};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+pub struct Original {
+    binary: PathBuf,
+}
+
+impl Original {
+    pub fn new(binary: &Path) -> Original {
+        Original { binary: binary.into() }
+    }
+
+    fn command(&self, args: &[&str], root: &Path) -> Command {
+        let (first, rest) = args.split_first().unwrap_or((&"", &[]));
+        let mut command = Command::new(&self.binary);
+        command.arg(first).arg("-root").arg(root).args(rest);
+        command
+    }
+
+    /// Runs a command that prints its own figures.
+    fn figures(&self, args: &[&str], root: &Path) -> Result<Value> {
+        let mut command = self.command(args, root);
+        let output = command.stderr(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
+        ensure!(output.status.success(), "{command:?}: {}", output.status);
+        serde_json::from_slice(&output.stdout).with_context(|| format!("the output of {command:?}"))
+    }
+
+    fn enqueue(&self, root: &Path, entries: u32, sync: bool) -> Result<f64> {
+        let (entries, size) = (entries.to_string(), SMALL.to_string());
+        let mut args = vec!["enqueue", "-n", &entries, "-size", &size, "-conc", "1"];
+        if sync {
+            args.push("-fsync");
+        }
+        rate(&self.figures(&args, root)?)
+    }
+}
+
+fn rate(figures: &Value) -> Result<f64> {
+    figures.get("per_sec").and_then(Value::as_f64).context("the original printed no rate")
+}
+
+impl Side for Original {
+    fn prepare(&self, work: &Work, root: &Path) -> Result<()> {
+        match work {
+            Work::Enqueue { .. } | Work::SendLarge => {}
+            Work::Replay { original_entries, .. } => {
+                self.enqueue(root, *original_entries, false)?;
+            }
+            Work::Start => {
+                self.figures(&["enqueue-one", "-method", "DELETE", "-uri", "/x"], root)?;
+            }
+            Work::ReplayLarge => {
+                let body = format!("noise:{LARGE}");
+                self.figures(&["enqueue-one", "-uri", "/x", "-body", &body], root)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<f64> {
+        match work {
+            Work::Enqueue { entries, sync } => self.enqueue(root, *entries, *sync),
+            Work::Replay { original_entries, latency, .. } => {
+                let figures = self.figures(&["replay", "-upstream", servers.url(*latency)], root)?;
+                let replayed = figures.get("replayed").and_then(Value::as_u64);
+                ensure!(replayed == Some(u64::from(*original_entries)), "not all was replayed: {figures}");
+                rate(&figures)
+            }
+            Work::Start => process::first_request(|url| self.command(&["replay", "-upstream", url], root)),
+            Work::SendLarge => {
+                process::peak_memory(self.command(&["enqueue-one", "-uri", "/x", "-body", "-"], root), LARGE)
+            }
+            Work::ReplayLarge => {
+                process::peak_memory(self.command(&["replay", "-upstream", servers.near()], root), 0)
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! This project: rates through the library in this process, start and memory with the binary.
+
+use crate::Side;
+use crate::plan::{LARGE, SMALL, Work};
+use crate::process::{self, Servers};
+use anyhow::{Result, ensure};
+use outbox_host::{Body, Builder, Durability, Outbox, Runtime, RuntimeOptions, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_outbox");
+
+pub struct Ours {
+    runtime: Runtime,
+    cache_dir: PathBuf,
+    tokio: tokio::runtime::Runtime,
+}
+
+impl Ours {
+    /// With an empty cache, which this fills.
+    pub fn new(cache_dir: &Path) -> Result<Ours> {
+        let options = RuntimeOptions { component: None, cache_dir: Some(cache_dir.into()) };
+        // As many threads as the binary has.
+        let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        Ok(Ours { runtime: Runtime::new(&options)?, cache_dir: cache_dir.into(), tokio })
+    }
+
+    fn builder(&self, root: &Path) -> Builder {
+        Outbox::builder(root).runtime(self.runtime.clone())
+    }
+
+    fn command(&self, args: &[&str], root: &Path) -> Command {
+        let mut command = Command::new(BINARY);
+        command.args(args).arg("--root").arg(root).env("OUTBOX_CACHE_DIR", &self.cache_dir);
+        command
+    }
+
+    fn enqueue(&self, root: &Path, entries: u32, durability: Durability) -> Result<f64> {
+        self.tokio.block_on(async {
+            let outbox = self.builder(root).durability(durability).open()?;
+            // The instance is there before the clock starts, as the original's state is.
+            outbox.count().await?;
+            let body: Vec<u8> = (0..SMALL).map(|n| n as u8).collect();
+            let started = Instant::now();
+            for n in 0..entries {
+                let mut write = Write::new("PUT", format!("/x/{n:08}"));
+                write.content_type = Some("application/octet-stream".into());
+                outbox.enqueue_write(write, body.clone().into()).await?;
+            }
+            Ok(f64::from(entries) / started.elapsed().as_secs_f64())
+        })
+    }
+
+    fn replay(&self, root: &Path, entries: u32, concurrency: usize, upstream: &str) -> Result<f64> {
+        self.tokio.block_on(async {
+            let outbox = self.builder(root).upstream(upstream).concurrency(concurrency).open()?;
+            let started = Instant::now();
+            let report = outbox.replay().await?;
+            let elapsed = started.elapsed().as_secs_f64();
+            ensure!(report.delivered == u64::from(entries), "{} of {entries} delivered", report.delivered);
+            Ok(f64::from(entries) / elapsed)
+        })
+    }
+}
+
+impl Side for Ours {
+    fn prepare(&self, work: &Work, root: &Path) -> Result<()> {
+        match work {
+            Work::Enqueue { .. } | Work::SendLarge => {}
+            Work::Replay { entries, .. } => {
+                self.enqueue(root, *entries, Durability::None)?;
+            }
+            Work::Start => self.tokio.block_on(async {
+                let outbox = self.builder(root).durability(Durability::None).open()?;
+                outbox.enqueue_write(Write::new("DELETE", "/x"), Body::empty()).await
+            })
+            .map(drop)?,
+            Work::ReplayLarge => self.tokio.block_on(async {
+                let outbox = self.builder(root).durability(Durability::None).open()?;
+                let body = Body::reader(std::io::Read::take(std::io::repeat(b'x'), LARGE));
+                outbox.enqueue_write(Write::new("PUT", "/x"), body).await
+            })
+            .map(drop)?,
+        }
+        Ok(())
+    }
+
+    fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<f64> {
+        match work {
+            Work::Enqueue { entries, sync } => {
+                let durability = if *sync { Durability::Full } else { Durability::None };
+                self.enqueue(root, *entries, durability)
+            }
+            Work::Replay { entries, concurrency, latency, .. } => {
+                self.replay(root, *entries, *concurrency, servers.url(*latency))
+            }
+            Work::Start => process::first_request(|url| {
+                self.command(&["replay", "--upstream", url], root)
+            }),
+            Work::SendLarge => {
+                process::peak_memory(self.command(&["send", "PUT", "/x", "--body", "-"], root), LARGE)
+            }
+            Work::ReplayLarge => {
+                let upstream = servers.near();
+                process::peak_memory(self.command(&["replay", "--upstream", upstream], root), 0)
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Processes: servers to replay to, the time to a first request, and peak memory.
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::plan::LATENCY;
+
+/// Longer than anything that is started here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process that ends with this value.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Result<Running> {
+        Ok(Running(command.spawn().with_context(|| format!("{command:?} cannot be started"))?))
+    }
+
+    /// Waits for its end, looking in now and then.
+    fn finish(&mut self, mut meanwhile: impl FnMut(u32)) -> Result<ExitStatus> {
+        let started = Instant::now();
+        loop {
+            meanwhile(self.0.id());
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(started.elapsed() < PATIENCE, "it did not end in {PATIENCE:?}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The servers to replay to, in processes of their own: the original's where there is one, so that both sides
+/// face the same, else one of ours.
+pub struct Servers {
+    near: (Running, String),
+    far: (Running, String),
+}
+
+impl Servers {
+    pub fn start(baseline: Option<&Path>) -> Result<Servers> {
+        Ok(Servers { near: server(baseline, Duration::ZERO)?, far: server(baseline, LATENCY)? })
+    }
+
+    /// One that answers at once.
+    pub fn near(&self) -> &str {
+        &self.near.1
+    }
+
+    /// The one with this latency.
+    pub fn url(&self, latency: Duration) -> &str {
+        if latency.is_zero() { &self.near.1 } else { &self.far.1 }
+    }
+}
+
+/// Both kinds print where they listen as JSON, in their first line.
+fn server(baseline: Option<&Path>, latency: Duration) -> Result<(Running, String)> {
+    let latency = latency.as_millis();
+    let mut command = match baseline {
+        Some(path) => {
+            let mut command = Command::new(path);
+            command.args(["upstream", "-listen", "127.0.0.1:0", "-latency", &format!("{latency}ms")]);
+            command
+        }
+        None => {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(["--serve", &latency.to_string()]);
+            command
+        }
+    };
+    let mut server = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()))?;
+    let stdout = server.0.stdout.as_mut().context("no stdout")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line)?;
+    let line: serde_json::Value = serde_json::from_str(&line).context("the server's first line")?;
+    let address = line.get("listening").and_then(serde_json::Value::as_str);
+    Ok((server, format!("http://{}", address.context("the server does not say where it listens")?)))
+}
+
+/// Is such a server, until stdin is closed: that is, as long as the process that started it lives.
+pub fn serve(latency: Duration) -> Result<()> {
+    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    tokio.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        println!("{}", serde_json::json!({ "listening": listener.local_addr()?.to_string() }));
+        thread::spawn(|| {
+            let _ = std::io::stdin().read(&mut [0]);
+            std::process::exit(0);
+        });
+        loop {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            tokio::spawn(async move {
+                let answer = service_fn(move |request| answer(request, latency));
+                // A client that goes away ends its connection, and nothing else.
+                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+            });
+        }
+    })
+}
+
+async fn answer(request: Request<Incoming>, latency: Duration) -> Result<Response<Empty<Bytes>>, Infallible> {
+    let mut body = request.into_body();
+    while let Some(Ok(_)) = body.frame().await {}
+    if !latency.is_zero() {
+        tokio::time::sleep(latency).await;
+    }
+    Ok(Response::new(Empty::new()))
+}
+
+/// Milliseconds from the start of a process to the arrival of its first request, which has no body. The
+/// command is told where to send it.
+pub fn first_request(command: impl FnOnce(&str) -> Command) -> Result<f64> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let mut command = command(&format!("http://{address}"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let (arrived, arrival) = mpsc::channel();
+    let server = thread::spawn(move || -> std::io::Result<()> {
+        let (stream, _) = listener.accept()?;
+        answer_once(stream, |at| {
+            // Whoever waits may have lost patience.
+            let _ = arrived.send(at);
+        })
+    });
+    let started = Instant::now();
+    let mut process = Running::start(&mut command)?;
+    let arrival = arrival.recv_timeout(PATIENCE);
+    if arrival.is_err() {
+        unblock(address);
+    }
+    let answered = server.join();
+    let arrival = arrival.with_context(|| format!("no request came from {command:?}"))?;
+    if !matches!(answered, Ok(Ok(()))) {
+        bail!("the first request could not be answered");
+    }
+    let status = process.finish(|_| ())?;
+    ensure!(status.success(), "{command:?}: {status}");
+    Ok(arrival.duration_since(started).as_secs_f64() * 1000.0)
+}
+
+/// Reads the head of a request and answers it.
+fn answer_once(mut stream: TcpStream, arrived: impl FnOnce(Instant)) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    let mut chunk = [0; 1024];
+    let mut arrived = Some(arrived);
+    while !head.ends_with(b"\r\n\r\n") {
+        let n = stream.read(&mut chunk)?;
+        if let Some(arrived) = arrived.take() {
+            arrived(Instant::now());
+        }
+        match chunk.get(..n) {
+            Some(read) if n > 0 => head.extend_from_slice(read),
+            _ => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+}
+
+/// Lets a server go that waits for its one connection.
+fn unblock(address: SocketAddr) {
+    let _ = TcpStream::connect(address);
+}
+
+/// Whether a process's peak memory can be told: Linux shows it.
+pub fn can_tell_memory() -> bool {
+    peak_kib("self").is_some()
+}
+
+/// The most memory that a process ever had resident, as long as it lives. (Not `getrusage`: its figure
+/// begins with that of the process that started it.)
+fn peak_kib(process: &str) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+/// Mebibytes that a process had resident at its peak, looked at every millisecond. So many bytes are given to
+/// it on stdin.
+pub fn peak_memory(mut command: Command, input: u64) -> Result<f64> {
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut process = Running::start(&mut command)?;
+    let stdin = process.0.stdin.take().context("no stdin")?;
+    let feeder = thread::spawn(move || feed(stdin, input));
+    let mut peak = 0f64;
+    let status = process.finish(|id| peak = peak.max(peak_kib(&id.to_string()).unwrap_or(0.0)))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    ensure!(matches!(feeder.join(), Ok(Ok(()))), "{command:?} did not read its input");
+    Ok(peak / 1024.0)
+}
+
+fn feed(mut stdin: impl Write, bytes: u64) -> std::io::Result<()> {
+    std::io::copy(&mut std::io::repeat(b'x').take(bytes), &mut stdin).map(drop)
+}
