@@ -34,21 +34,30 @@ impl Key {
     }
 }
 
-/// A multiset of keys that tells whether some key is related to any in it.
+/// A multiset of keys, each with a number, that tells whether some key is related to any in it.
 #[derive(Debug, Default)]
-pub struct Keys(BTreeMap<Key, usize>);
+pub struct Keys(BTreeMap<Key, Held>);
+
+#[derive(Debug)]
+struct Held {
+    count: usize,
+    /// The smallest number that came with it.
+    first: u64,
+}
 
 impl Keys {
     /// Adds a key.
-    pub fn insert(&mut self, key: Key) {
-        *self.0.entry(key).or_default() += 1;
+    pub fn insert(&mut self, key: Key, number: u64) {
+        let held = self.0.entry(key).or_insert(Held { count: 0, first: number });
+        held.count += 1;
+        held.first = held.first.min(number);
     }
 
     /// Takes one of this key out.
     pub fn remove(&mut self, key: &Key) {
-        if let Some(count) = self.0.get_mut(key) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(held) = self.0.get_mut(key) {
+            held.count -= 1;
+            if held.count == 0 {
                 self.0.remove(key);
             }
         }
@@ -56,14 +65,21 @@ impl Keys {
 
     /// Whether a key in here equals `key`, or is above or below it.
     pub fn related(&self, key: &Key) -> bool {
+        self.related_before(key, u64::MAX)
+    }
+
+    /// Whether such a key came with a number below `limit`.
+    pub fn related_before(&self, key: &Key, limit: u64) -> bool {
         if self.0.is_empty() {
             return false;
         }
         // Descendants, and the key itself, follow it immediately in the order of segments.
-        let below = self.0.range(key..).next().is_some_and(|(first, _)| first.0.starts_with(&key.0));
-        below
-            || (0..key.0.len())
-                .any(|len| key.0.get(..len).is_some_and(|above| self.0.contains_key(&Key(above.to_vec()))))
+        let mut below = self.0.range(key..).take_while(|(found, _)| found.0.starts_with(&key.0));
+        below.any(|(_, held)| held.first < limit)
+            || (0..key.0.len()).any(|len| {
+                let above = key.0.get(..len).map(|above| Key(above.to_vec()));
+                above.and_then(|above| self.0.get(&above)).is_some_and(|held| held.first < limit)
+            })
     }
 }
 
@@ -83,19 +99,19 @@ mod tests {
     #[test]
     fn relations_are_equality_ancestry_and_descent() {
         let mut keys = Keys::default();
-        keys.insert(Key::of("/a/b"));
+        keys.insert(Key::of("/a/b"), 1);
         for related in ["/a/b", "/a/b/c", "/a", "/"] {
             assert!(keys.related(&Key::of(related)), "{related}");
         }
         for other in ["/a/bc", "/a/b2", "/a/a", "/a/c", "/b", "/ab"] {
             assert!(!keys.related(&Key::of(other)), "{other}");
         }
-        keys.insert(Key::of("/a/b"));
+        keys.insert(Key::of("/a/b"), 1);
         keys.remove(&Key::of("/a/b"));
         assert!(keys.related(&Key::of("/a/b")));
         keys.remove(&Key::of("/a/b"));
         assert!(!keys.related(&Key::of("/a/b")));
-        keys.insert(Key::everything());
+        keys.insert(Key::everything(), 1);
         assert!(keys.related(&Key::of("/z")));
     }
 }

@@ -20,7 +20,7 @@ use crate::layout::BODY;
 use crate::outcome::{Verdict, verdict};
 use crate::quarantine;
 use crate::queue::{Entry, Queue, Unloadable};
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, Turn};
 use crate::upstream::Upstream;
 use crate::{Result, guest};
 use std::collections::VecDeque;
@@ -66,7 +66,7 @@ pub struct Pass {
 
 struct Flight {
     entry: Entry,
-    key: Key,
+    turn: Turn,
     exchange: Exchange,
     started: u64,
 }
@@ -167,13 +167,13 @@ impl Pass {
             if self.stopping || self.flights.len() >= limit {
                 return Ok(());
             }
-            let Some((key, entry)) = self.next_entry()? else { return Ok(()) };
-            self.launch(key, entry);
+            let Some((turn, entry)) = self.next_entry()? else { return Ok(()) };
+            self.launch(turn, entry);
         }
     }
 
-    /// The next entry to send, with its key, which is in flight from here on.
-    fn next_entry(&mut self) -> Result<Option<(Key, Entry)>> {
+    /// The next entry to send, which is in flight from here on.
+    fn next_entry(&mut self) -> Result<Option<(Turn, Entry)>> {
         if let Some(id) = self.probe.take() {
             if let Some(entry) = self.load(id) {
                 return Ok(self.schedule.offer(self.key(&entry), entry));
@@ -220,11 +220,15 @@ impl Pass {
         match entry.state.not_before().filter(|due| *due > now && *due < now + LONGEST_WAIT) {
             None => Some(entry),
             Some(due) => {
-                self.soonest = Some(self.soonest.map_or(due, |s| s.min(due)));
+                self.not_due_before(due);
                 self.schedule.stick(self.key(&entry));
                 None
             }
         }
+    }
+
+    fn not_due_before(&mut self, due: SystemTime) {
+        self.soonest = Some(self.soonest.map_or(due, |s| s.min(due)));
     }
 
     fn unloadable(&mut self, id: EntryId, why: Unloadable) {
@@ -243,11 +247,11 @@ impl Pass {
         self.record(id, "", "", None, 0, settled);
     }
 
-    fn launch(&mut self, key: Key, entry: Entry) {
+    fn launch(&mut self, turn: Turn, entry: Entry) {
         let started = monotonic_clock::now();
         match self.exchange(&entry) {
-            Ok(exchange) => self.flights.push(Flight { entry, key, exchange, started }),
-            Err(failure) => self.settle(key, &entry, started, Err(failure)),
+            Ok(exchange) => self.flights.push(Flight { entry, turn, exchange, started }),
+            Err(failure) => self.settle(turn, &entry, started, Err(failure)),
         }
     }
 
@@ -303,14 +307,14 @@ impl Pass {
         // From the back, so that removing one leaves the earlier indices as they are.
         for index in moved.into_iter().rev() {
             let Some(result) = self.flights.get_mut(index).and_then(|f| f.exchange.step()) else { continue };
-            let Flight { entry, key, exchange, started } = self.flights.remove(index);
+            let Flight { entry, turn, exchange, started } = self.flights.remove(index);
             drop(exchange);
-            self.settle(key, &entry, started, result);
+            self.settle(turn, &entry, started, result);
         }
     }
 
     /// Acts on the end of an exchange.
-    fn settle(&mut self, key: Key, entry: &Entry, started: u64, result: Result<Reply, Failure>) {
+    fn settle(&mut self, turn: Turn, entry: &Entry, started: u64, result: Result<Reply, Failure>) {
         let status = result.as_ref().ok().map(|reply| reply.status);
         let settled = match result {
             Ok(reply) => {
@@ -324,7 +328,7 @@ impl Pass {
             Err(Failure::Damaged(reason)) => self.set_corrupt(entry.id, &reason),
             Err(Failure::Unreadable(why)) => Settled::stays(Outcome::Deferred, why),
         };
-        self.schedule.finished(key, settled.stays);
+        self.schedule.finished(turn, settled.stays);
         let elapsed_ms = monotonic_clock::now().saturating_sub(started) / 1_000_000;
         self.record(entry.id, &entry.meta.method, &entry.meta.raw_uri, status, elapsed_ms, settled);
     }
@@ -406,7 +410,10 @@ impl Pass {
     }
 
     /// Notes an attempt that was in vain. If that cannot be written, the entry is merely tried sooner.
-    fn deferred(&self, entry: &Entry, outcome: Outcome, why: String, due: Option<SystemTime>) -> Settled {
+    fn deferred(&mut self, entry: &Entry, outcome: Outcome, why: String, due: Option<SystemTime>) -> Settled {
+        if let Some(due) = due {
+            self.not_due_before(due);
+        }
         let mut state = entry.state.clone();
         state.attempts = state.attempts.saturating_add(1);
         state.not_before = due.map(clock::rfc3339_up);

@@ -9,10 +9,18 @@ use std::collections::VecDeque;
 /// stays bounded, and a queue of edits of one file need not be read to its end to send the first.
 const WINDOW: usize = 256;
 
+/// An entry's place in the line: what it concerns, and how many were offered before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn {
+    key: Key,
+    number: u64,
+}
+
 /// The entries under consideration.
 pub struct Schedule<T> {
+    offered: u64,
     in_flight: Keys,
-    waiting: VecDeque<(Key, T)>,
+    waiting: VecDeque<(Turn, T)>,
     waiting_keys: Keys,
     stuck: Keys,
 }
@@ -20,6 +28,7 @@ pub struct Schedule<T> {
 impl<T> Default for Schedule<T> {
     fn default() -> Self {
         Schedule {
+            offered: 0,
             in_flight: Keys::default(),
             waiting: VecDeque::new(),
             waiting_keys: Keys::default(),
@@ -31,40 +40,40 @@ impl<T> Default for Schedule<T> {
 impl<T> Schedule<T> {
     /// Takes the next entry in queue order and hands it back if it may be sent at once. Otherwise it waits
     /// for [`Schedule::ready`], or is dropped because an earlier one is stuck.
-    pub fn offer(&mut self, key: Key, entry: T) -> Option<(Key, T)> {
-        if self.stuck.related(&key) {
-            self.stuck.insert(key);
+    pub fn offer(&mut self, key: Key, entry: T) -> Option<(Turn, T)> {
+        let turn = self.next_turn(key);
+        if self.stuck.related(&turn.key) {
+            self.stuck.insert(turn.key, turn.number);
             return None;
         }
-        if self.in_flight.related(&key) || self.waiting_keys.related(&key) {
-            self.waiting_keys.insert(key.clone());
-            self.waiting.push_back((key, entry));
+        if self.in_flight.related(&turn.key) || self.waiting_keys.related(&turn.key) {
+            self.waiting_keys.insert(turn.key.clone(), turn.number);
+            self.waiting.push_back((turn, entry));
             return None;
         }
-        self.in_flight.insert(key.clone());
-        Some((key, entry))
+        self.in_flight.insert(turn.key.clone(), turn.number);
+        Some((turn, entry))
     }
 
     /// A waiting entry that may be sent by now.
-    pub fn ready(&mut self) -> Option<(Key, T)> {
+    pub fn ready(&mut self) -> Option<(Turn, T)> {
         let mut ahead = Keys::default();
         let mut index = 0;
-        while let Some((key, _)) = self.waiting.get(index) {
-            if self.stuck.related(key) {
-                if let Some((key, _)) = self.waiting.remove(index) {
-                    self.waiting_keys.remove(&key);
-                    self.stuck.insert(key);
-                }
+        while let Some((turn, _)) = self.waiting.get(index) {
+            // Only what is stuck before it holds it back: later ones may have got stuck meanwhile.
+            let held = self.stuck.related_before(&turn.key, turn.number);
+            if !held && (self.in_flight.related(&turn.key) || ahead.related(&turn.key)) {
+                ahead.insert(turn.key.clone(), turn.number);
+                index += 1;
                 continue;
             }
-            if !self.in_flight.related(key) && !ahead.related(key) {
-                let (key, entry) = self.waiting.remove(index)?;
-                self.waiting_keys.remove(&key);
-                self.in_flight.insert(key.clone());
-                return Some((key, entry));
+            let (turn, entry) = self.waiting.remove(index)?;
+            self.waiting_keys.remove(&turn.key);
+            if !held {
+                self.in_flight.insert(turn.key.clone(), turn.number);
+                return Some((turn, entry));
             }
-            ahead.insert(key.clone());
-            index += 1;
+            self.stuck.insert(turn.key, turn.number);
         }
         None
     }
@@ -75,16 +84,22 @@ impl<T> Schedule<T> {
     }
 
     /// An entry that was handed out is done with; `stays` where it is still in the queue.
-    pub fn finished(&mut self, key: Key, stays: bool) {
-        self.in_flight.remove(&key);
+    pub fn finished(&mut self, turn: Turn, stays: bool) {
+        self.in_flight.remove(&turn.key);
         if stays {
-            self.stuck.insert(key);
+            self.stuck.insert(turn.key, turn.number);
         }
     }
 
-    /// An entry is not to be sent in this pass, nor any later one that it concerns.
+    /// The next entry in queue order is not to be sent in this pass, nor any later one that it concerns.
     pub fn stick(&mut self, key: Key) {
-        self.stuck.insert(key);
+        let turn = self.next_turn(key);
+        self.stuck.insert(turn.key, turn.number);
+    }
+
+    fn next_turn(&mut self, key: Key) -> Turn {
+        self.offered += 1;
+        Turn { key, number: self.offered }
     }
 }
 
@@ -92,38 +107,52 @@ impl<T> Schedule<T> {
 mod tests {
     use super::*;
 
-    fn offer(schedule: &mut Schedule<u32>, path: &str, n: u32) -> Option<u32> {
-        schedule.offer(Key::of(path), n).map(|(_, n)| n)
+    fn offer(schedule: &mut Schedule<u32>, path: &str, n: u32) -> Option<Turn> {
+        schedule.offer(Key::of(path), n).map(|(turn, _)| turn)
+    }
+
+    fn ready(schedule: &mut Schedule<u32>) -> Option<(u32, Turn)> {
+        schedule.ready().map(|(turn, n)| (n, turn))
     }
 
     #[test]
     fn related_entries_wait_for_each_other_and_others_do_not() {
         let mut schedule = Schedule::default();
-        assert_eq!(offer(&mut schedule, "/a/b", 1), Some(1));
-        assert_eq!(offer(&mut schedule, "/c", 2), Some(2));
-        assert_eq!(offer(&mut schedule, "/a", 3), None);
-        // Not related to anything in flight but /a/b through /a, which is ahead of it.
-        assert_eq!(offer(&mut schedule, "/a/x", 4), None);
-        assert_eq!(offer(&mut schedule, "/d", 5), Some(5));
-        assert_eq!(schedule.ready(), None);
-        schedule.finished(Key::of("/a/b"), false);
-        assert_eq!(schedule.ready(), Some((Key::of("/a"), 3)));
-        assert_eq!(schedule.ready(), None);
-        schedule.finished(Key::of("/a"), false);
-        assert_eq!(schedule.ready(), Some((Key::of("/a/x"), 4)));
+        let first = offer(&mut schedule, "/a/b", 1).unwrap();
+        assert!(offer(&mut schedule, "/c", 2).is_some());
+        assert!(offer(&mut schedule, "/a", 3).is_none());
+        // Not related to anything in flight but through /a, which is ahead of it.
+        assert!(offer(&mut schedule, "/a/x", 4).is_none());
+        assert!(offer(&mut schedule, "/d", 5).is_some());
+        assert_eq!(ready(&mut schedule), None);
+        schedule.finished(first, false);
+        let (n, third) = ready(&mut schedule).unwrap();
+        assert_eq!((n, ready(&mut schedule)), (3, None));
+        schedule.finished(third, false);
+        assert_eq!(ready(&mut schedule).unwrap().0, 4);
     }
 
     #[test]
-    fn a_stuck_entry_holds_back_all_that_is_related_also_through_others() {
+    fn a_stuck_entry_holds_back_all_later_ones_that_are_related_also_through_others() {
         let mut schedule = Schedule::default();
-        assert_eq!(offer(&mut schedule, "/a/b", 1), Some(1));
-        assert_eq!(offer(&mut schedule, "/a", 2), None);
-        schedule.finished(Key::of("/a/b"), true);
-        assert_eq!(schedule.ready(), None);
+        let first = offer(&mut schedule, "/a/b", 1).unwrap();
+        assert!(offer(&mut schedule, "/a", 2).is_none());
+        schedule.finished(first, true);
+        assert_eq!(ready(&mut schedule), None);
         // /a/c is not related to /a/b, but to /a, which must go first.
-        assert_eq!(offer(&mut schedule, "/a/c", 3), None);
-        assert_eq!(schedule.ready(), None);
-        assert_eq!(offer(&mut schedule, "/e", 4), Some(4));
+        assert!(offer(&mut schedule, "/a/c", 3).is_none());
+        assert_eq!(ready(&mut schedule), None);
+        assert!(offer(&mut schedule, "/e", 4).is_some());
+    }
+
+    #[test]
+    fn a_stuck_entry_holds_back_no_earlier_one() {
+        let mut schedule = Schedule::default();
+        let first = offer(&mut schedule, "/a/b/c", 1).unwrap();
+        assert!(offer(&mut schedule, "/a/b", 2).is_none());
+        schedule.stick(Key::of("/a/b/d"));
+        schedule.finished(first, false);
+        assert_eq!(ready(&mut schedule).unwrap().0, 2);
     }
 
     /// The whole of it against the rule as it is written: an entry may go when no earlier one that is
@@ -142,11 +171,11 @@ mod tests {
             let mut schedule = Schedule::default();
             // The model: (path, gone, handed out) of all offered so far.
             let mut all: Vec<(Key, bool, bool)> = Vec::new();
-            let mut flying: Vec<usize> = Vec::new();
+            let mut flying: Vec<(Turn, usize)> = Vec::new();
             let handed = |n: usize, all: &mut Vec<(Key, bool, bool)>| {
                 for earlier in 0..n {
                     let mut set = Keys::default();
-                    set.insert(all[earlier].0.clone());
+                    set.insert(all[earlier].0.clone(), 0);
                     assert!(all[earlier].1 || !set.related(&all[n].0), "seed {seed}: {n} before {earlier}");
                 }
                 assert!(!all[n].2);
@@ -157,34 +186,34 @@ mod tests {
                     0 => {
                         let (key, n) = (Key::of(paths[1 + random(paths.len() - 1)]), all.len());
                         all.push((key.clone(), false, false));
-                        if let Some((_, n)) = schedule.offer(key, n) {
+                        if let Some((turn, n)) = schedule.offer(key, n) {
                             handed(n, &mut all);
-                            flying.push(n);
+                            flying.push((turn, n));
                         }
                     }
                     1 if !flying.is_empty() => {
-                        let n = flying.swap_remove(random(flying.len()));
+                        let (turn, n) = flying.swap_remove(random(flying.len()));
                         let stays = random(8) == 0;
                         all[n].1 = !stays;
-                        schedule.finished(all[n].0.clone(), stays);
+                        schedule.finished(turn, stays);
                     }
                     _ => {
-                        if let Some((_, n)) = schedule.ready() {
+                        if let Some((turn, n)) = schedule.ready() {
                             handed(n, &mut all);
-                            flying.push(n);
+                            flying.push((turn, n));
                         }
                     }
                 }
             }
             // Liveness: with everything in flight delivered, all goes but what is behind a stuck entry.
             loop {
-                while let Some((_, n)) = schedule.ready() {
+                while let Some((turn, n)) = schedule.ready() {
                     handed(n, &mut all);
-                    flying.push(n);
+                    flying.push((turn, n));
                 }
-                let Some(n) = flying.pop() else { break };
+                let Some((turn, n)) = flying.pop() else { break };
                 all[n].1 = true;
-                schedule.finished(all[n].0.clone(), false);
+                schedule.finished(turn, false);
             }
             let mut held = Keys::default();
             for (key, gone, out) in &all {
@@ -193,7 +222,7 @@ mod tests {
                         *out || held.related(key),
                         "seed {seed}: an entry that nothing holds back was left"
                     );
-                    held.insert(key.clone());
+                    held.insert(key.clone(), 0);
                 }
             }
         }
