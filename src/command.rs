@@ -29,10 +29,10 @@ The directory is the preopen /data; OUTBOX_UPSTREAM and other OUTBOX_*
 variables configure it.";
 
 /// Runs the command that the arguments name.
-pub fn main() -> Result<(), ()> {
+pub fn run_arguments() -> Result<()> {
     let args: Vec<String> = wasi::cli::environment::get_arguments();
     let words: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
-    let done = match words.as_slice() {
+    match words.as_slice() {
         ["send", rest @ ..] => send(rest),
         ["list"] => list(),
         ["count"] => count(),
@@ -40,15 +40,17 @@ pub fn main() -> Result<(), ()> {
         ["run"] | ["replay", "--loop"] => run(),
         [] | ["help" | "--help" | "-h"] => {
             say(HELP);
-            return Ok(());
+            Ok(())
         }
         [command, ..] => {
             request::invalid("command", command, "it is not known or takes no such arguments; see 'help'")
         }
-    };
-    done.map_err(|error| {
-        let _ = writeln!(std::io::stderr(), "outbox: {}", describe(&error));
-    })
+    }
+}
+
+/// Tells of a failure.
+pub fn complain(error: &Error) {
+    let _ = writeln!(std::io::stderr(), "outbox: {}", describe(error));
 }
 
 /// Prints a line. A reader that went away is no reason to trap.
@@ -138,7 +140,7 @@ fn replay() -> Result<()> {
 fn pass(wake: bool, resume: Option<Resume>, always: bool) -> Result<Report> {
     let mut pass = Pass::start(Config::from_env()?, Options { wake, resume, budget_ms: None })?;
     let mut eventful = always;
-    while let Some(event) = pass.next()? {
+    while let Some(event) = pass.advance()? {
         say(event_json(&event));
         eventful = true;
     }
@@ -161,7 +163,7 @@ fn run() -> Result<()> {
             // Nothing that is set wrong in the environment gets better by waiting.
             Err(error @ Error::Configuration(_)) => return Err(error),
             Err(error) => {
-                let _ = writeln!(std::io::stderr(), "outbox: {}", describe(&error));
+                complain(&error);
                 wake = sleep(crate::backoff::TICK);
                 continue;
             }

@@ -110,7 +110,7 @@ impl GuestPass for SharedPass {
     }
 
     fn next(&self) -> Result<Option<Event>> {
-        self.0.borrow_mut().next()
+        self.0.borrow_mut().advance()
     }
 
     fn stop(&self) {
@@ -127,14 +127,14 @@ impl ReplayerGuest for Guest {
 
     fn replay(options: Options) -> Result<Report> {
         let mut pass = Pass::start(Config::from_env()?, options)?;
-        while pass.next()?.is_some() {}
+        while pass.advance()?.is_some() {}
         Ok(pass.report())
     }
 }
 
 impl RunGuest for Guest {
     fn run() -> Result<(), ()> {
-        command::main()
+        command::run_arguments().map_err(|error| command::complain(&error))
     }
 }
 

@@ -141,7 +141,7 @@ impl Pass {
     }
 
     /// Waits for the next outcome; none when the pass is over.
-    pub fn next(&mut self) -> Result<Option<Event>> {
+    pub fn advance(&mut self) -> Result<Option<Event>> {
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Ok(Some(event));
@@ -174,10 +174,9 @@ impl Pass {
 
     /// The next entry to send, which is in flight from here on.
     fn next_entry(&mut self) -> Result<Option<(Turn, Entry)>> {
-        if let Some(id) = self.probe.take() {
-            if let Some(entry) = self.load(id) {
-                return Ok(self.schedule.offer(self.key(&entry), entry));
-            }
+        let probe = self.probe.take();
+        if let Some(entry) = probe.and_then(|id| self.load(id)) {
+            return Ok(self.schedule.offer(self.key(&entry), entry));
         }
         if let Some(ready) = self.schedule.ready() {
             return Ok(Some(ready));
@@ -191,10 +190,9 @@ impl Pass {
         }
         while !self.schedule.is_full() {
             let Some(id) = self.ids.as_mut().and_then(Iterator::next) else { break };
-            if let Some(entry) = self.load(id) {
-                if let Some(ready) = self.schedule.offer(self.key(&entry), entry) {
-                    return Ok(Some(ready));
-                }
+            let Some(entry) = self.load(id) else { continue };
+            if let Some(ready) = self.schedule.offer(self.key(&entry), entry) {
+                return Ok(Some(ready));
             }
         }
         Ok(None)

@@ -183,10 +183,8 @@ pub fn locate(queue: &Queue, wanted: &str) -> Result<Located> {
     let missing = || Error::NoSuchEntry(wanted.into());
     // rejected/<id>.<ts> and corrupt/<id>.<ts> are names too: that is how the directories read.
     let bare = wanted.rsplit_once('/').map_or(wanted, |(_, bare)| bare);
-    if let Some(id) = EntryId::parse(bare) {
-        if queue.dir.stat(bare).is_ok() {
-            return Ok(Located { dir: None, name: bare.into(), id, place: Place::Pending, stamp: None });
-        }
+    if let Some(id) = EntryId::parse(bare).filter(|_| queue.dir.stat(bare).is_ok()) {
+        return Ok(Located { dir: None, name: bare.into(), id, place: Place::Pending, stamp: None });
     }
     let matches = |name: &str, id: EntryId| name == bare || id.to_string() == bare;
     let mut best: Option<(Option<&str>, String, EntryId, Place, String)> = None;

@@ -219,7 +219,7 @@ pub enum AuthArg {
 /// A time-out: more than nothing, at most a day.
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(seconds) if seconds >= 0.001 && seconds <= 86_400.0 => Ok(seconds),
+        Ok(seconds) if (0.001..=86_400.0).contains(&seconds) => Ok(seconds),
         _ => Err("it is no number of seconds from 0.001 to 86400".into()),
     }
 }
