@@ -47,6 +47,12 @@ pub fn parse_rfc3339(text: &str) -> Result<Option<SystemTime>, time::error::Pars
     Ok((at.year() > 1).then(|| at.into()))
 }
 
+/// Spells an RFC 3339 time as Go reads it, which wants capital letters, a 'T' and no leap second; an entry
+/// whose time the original cannot read would wait there for ever. Offset and nanoseconds stay.
+pub fn respell_rfc3339(text: &str) -> Option<String> {
+    OffsetDateTime::parse(text, &Rfc3339).ok()?.format(&Rfc3339).ok()
+}
+
 /// IMF-fixdate (RFC 9110 section 5.6.7), whole seconds, the fraction cut off.
 pub fn http_date(at: SystemTime) -> String {
     // The crate's formatting panics before 1970 and after 9999.
@@ -70,6 +76,19 @@ mod tests {
         assert_eq!(compact(at), "20240501T080000Z");
         assert_eq!(rfc3339(at), "2024-05-01T08:00:00Z");
         assert_eq!(expand_compact("20240501T080000Z-ab12").as_deref(), Some("2024-05-01T08:00:00Z"));
+    }
+
+    #[test]
+    fn a_time_is_respelled_as_go_reads_it() {
+        for (text, expected) in [
+            ("2024-05-01T10:00:00.123456789+02:00", "2024-05-01T10:00:00.123456789+02:00"),
+            ("2024-05-01t10:00:00z", "2024-05-01T10:00:00Z"),
+            ("2024-05-01 10:00:00.50-00:00", "2024-05-01T10:00:00.5Z"),
+            ("2016-12-31T23:59:60Z", "2016-12-31T23:59:59.999999999Z"),
+        ] {
+            assert_eq!(respell_rfc3339(text).as_deref(), Some(expected));
+        }
+        assert_eq!(respell_rfc3339("yesterday"), None);
     }
 
     #[test]

@@ -98,6 +98,8 @@ pub struct Exchange {
     reading: Option<Reading>,
     timeouts: Timeouts,
     body_len: u64,
+    /// The server did not take the whole body.
+    cut_short: bool,
     /// Monotonic, in nanoseconds.
     last_progress: u64,
 }
@@ -154,6 +156,7 @@ impl Exchange {
             outgoing_handler::handle(outgoing, Some(options(timeouts))).map_err(|code| no_reply(&code))?;
         let mut exchange = Exchange {
             body_len,
+            cut_short: false,
             sending: sending.map(|(outgoing, stream)| Sending {
                 ready: stream.subscribe(),
                 stream,
@@ -194,7 +197,12 @@ impl Exchange {
         match self.try_step() {
             Ok(None) if monotonic_clock::now() >= self.deadline() => {
                 let idle = self.timeouts.idle.as_secs_f32();
-                Some(Err(Failure::NoReply(format!("nothing moved for {idle} s"))))
+                self.cut_short |= self.sending.is_some();
+                Some(match self.reading.take() {
+                    // The status line is what counts, and there is one.
+                    Some(reading) => self.judge(reading.reply),
+                    None => Err(Failure::NoReply(format!("nothing moved for {idle} s"))),
+                })
             }
             stepped => stepped.transpose(),
         }
@@ -209,12 +217,21 @@ impl Exchange {
         if reading.drained > before {
             self.last_progress = monotonic_clock::now();
         }
-        // A success counts only once the server has been given the whole body.
         let unsent_success = self.sending.is_some() && (200..300).contains(&reading.reply.status);
         if !over || unsent_success {
             return Ok(None);
         }
-        Ok(self.reading.take().map(|reading| reading.reply))
+        self.reading.take().map(|reading| self.judge(reading.reply)).transpose()
+    }
+
+    /// A success counts only once the server has been given the whole body.
+    fn judge(&self, reply: Reply) -> Result<Reply, Failure> {
+        match self.cut_short && (200..300).contains(&reply.status) {
+            true => {
+                Err(Failure::NoReply(format!("answered {} without reading the whole body", reply.status)))
+            }
+            false => Ok(reply),
+        }
     }
 
     fn receive_head(&mut self) -> Result<(), Failure> {
@@ -261,12 +278,8 @@ impl Exchange {
             Sent::Broken => {
                 // The peer reads no further. If it has not answered yet, its reply or its absence follows.
                 self.sending = None;
-                match &self.reading {
-                    Some(reading) if (200..300).contains(&reading.reply.status) => Err(Failure::NoReply(
-                        format!("answered {} without reading the whole body", reading.reply.status),
-                    )),
-                    _ => Ok(()),
-                }
+                self.cut_short = true;
+                Ok(())
             }
         }
     }

@@ -4,7 +4,7 @@
 use crate::bindings::types::Request;
 use crate::id::EntryId;
 use crate::layout::FORMAT;
-use crate::request;
+use crate::{clock, request};
 use serde::{Deserialize, Serialize};
 use std::time::SystemTime;
 
@@ -70,7 +70,7 @@ impl Meta {
             method: request.method.clone(),
             raw_uri: request.uri.clone(),
             content_type: request.content_type.clone(),
-            base_mod_time: request.base_mod_time.clone(),
+            base_mod_time: request.base_mod_time.as_deref().and_then(clock::respell_rfc3339),
             queued_at,
             format: Some(FORMAT),
             body_len: Some(body_len),

@@ -33,6 +33,14 @@ impl Credential {
 
     /// A bearer token (RFC 6750 section 2.1).
     pub fn bearer(token: &str) -> Result<Credential, Error> {
+        Credential::of_token(token).map_err(|reason| Error::Invalid {
+            what: "bearer token".into(),
+            value: String::new(),
+            reason: reason.into(),
+        })
+    }
+
+    fn of_token(token: &str) -> Result<Credential, &'static str> {
         let value = bearer(token)?;
         Ok(Credential::from_fn(move || Some(value.clone())))
     }
@@ -44,7 +52,11 @@ impl Credential {
             value: name.into(),
             reason: "it is not set, or not as text".into(),
         })?;
-        Credential::bearer(&token)
+        Credential::of_token(&token).map_err(|reason| Error::Invalid {
+            what: "bearer variable".into(),
+            value: name.into(),
+            reason: reason.into(),
+        })
     }
 
     /// The bearer token in a file, whose blanks at the end do not count. It is read again when the upstream
@@ -52,16 +64,20 @@ impl Credential {
     pub fn from_file(path: &Path) -> Result<Credential, Error> {
         let path: PathBuf = path.into();
         let read = move || {
+            let unusable = |reason: String| {
+                let (what, value) = ("bearer file".into(), path.display().to_string());
+                Error::Invalid { what, value, reason }
+            };
             let text =
-                std::fs::read_to_string(&path).map_err(|e| unusable(format!("cannot be read: {e}")))?;
-            bearer(text.trim_end())
+                std::fs::read_to_string(&path).map_err(|e| unusable(format!("it cannot be read: {e}")))?;
+            bearer(text.trim_end()).map_err(|reason| unusable(reason.into()))
         };
-        let unusable_file = read().map(|_| ());
-        unusable_file?;
+        let first = read().map(|_| ());
+        first?;
         Ok(Credential::from_fn(move || match read() {
             Ok(value) => Some(value),
             Err(error) => {
-                tracing::warn!("bearer file: {error}");
+                tracing::warn!("{error}");
                 None
             }
         }))
@@ -79,17 +95,13 @@ impl Credential {
     }
 }
 
-fn unusable(reason: String) -> Error {
-    // Never with the token in it.
-    Error::Invalid { what: "bearer token".into(), value: String::new(), reason }
-}
-
-fn bearer(token: &str) -> Result<HeaderValue, Error> {
+/// The header's value, or what is wrong with the token: never with the token in it.
+fn bearer(token: &str) -> Result<HeaderValue, &'static str> {
+    const REASON: &str = "the token is empty, or has blanks or characters that no token has";
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(unusable("it is empty, or has blanks or characters that no token has".into()));
+        return Err(REASON);
     }
-    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-        .map_err(|_| unusable("it has characters that no header has".into()))?;
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| REASON)?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -2,9 +2,11 @@
 
 use super::args::{Global, KeepArg, NamesArgs, OutputArgs, ResolveArgs, ShowArgs};
 use super::{ATTENTION, DONE, FAILED, builder, code_of, text};
+use bytes::Bytes;
 use outbox_host::{Error, Item, Keep, Outbox, Place};
 use serde_json::json;
 use std::io::{self, BufWriter, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Entries per call while listing.
 const PAGE: u32 = 512;
@@ -19,7 +21,7 @@ pub async fn list(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
         if args.json {
             for entry in &page {
                 write!(out, "{}", if any { "," } else { "[" })?;
-                serde_json::to_writer(&mut out, entry)?;
+                serde_json::to_writer(&mut out, entry).map_err(io::Error::from)?;
                 any = true;
             }
         } else {
@@ -44,9 +46,7 @@ pub async fn list(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
 pub async fn show(global: &Global, args: ShowArgs) -> anyhow::Result<u8> {
     let outbox = builder(global).open()?;
     if args.body {
-        outbox.read_body(args.name, |chunk| io::stdout().write_all(&chunk)).await?;
-        io::stdout().flush()?;
-        return Ok(DONE);
+        return copy_body(&outbox, args.name).await;
     }
     let item = outbox.get(args.name).await?;
     let mut out = io::stdout().lock();
@@ -54,6 +54,26 @@ pub async fn show(global: &Global, args: ShowArgs) -> anyhow::Result<u8> {
         true => writeln!(out, "{}", serde_json::to_string(&item)?)?,
         false => text::item(&mut out, &item)?,
     }
+    Ok(DONE)
+}
+
+async fn copy_body(outbox: &Outbox, name: String) -> anyhow::Result<u8> {
+    // That stdout takes no more is no trouble with the entry, so it is told apart from it.
+    let trouble: Arc<Mutex<Option<io::Error>>> = Arc::default();
+    let slot = trouble.clone();
+    let write = move |chunk: Bytes| {
+        io::stdout().write_all(&chunk).map_err(|error| {
+            let kind = error.kind();
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            kind.into()
+        })
+    };
+    let copied = outbox.read_body(name, write).await;
+    if let Some(error) = trouble.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(error.into());
+    }
+    copied?;
+    io::stdout().flush()?;
     Ok(DONE)
 }
 
@@ -142,7 +162,7 @@ pub async fn verify(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
         writeln!(out, "all is well")?;
     } else {
         for finding in &findings {
-            writeln!(out, "{}: {}", finding.name, finding.reason)?;
+            writeln!(out, "{}: {}", text::printable(&finding.name), text::printable(&finding.reason))?;
         }
     }
     Ok(if findings.is_empty() { DONE } else { ATTENTION })
@@ -201,9 +221,10 @@ fn say(name: &str, done: &str, result: Result<(), Error>) -> io::Result<u8> {
 }
 
 pub fn wake(global: &Global) -> anyhow::Result<u8> {
+    let mut out = io::stdout().lock();
     match builder(global).open()?.wake_host()? {
-        Some(pid) => println!("woke process {pid}"),
-        None => println!("woke it"),
+        Some(pid) => writeln!(out, "woke process {pid}")?,
+        None => writeln!(out, "woke it")?,
     }
     Ok(DONE)
 }

@@ -11,6 +11,7 @@ mod text;
 use args::{Cli, Command, Global};
 use clap::{CommandFactory, Parser};
 use outbox_host::{Builder, Counts, Error, Outbox, RuntimeOptions, default_cache_dir};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Done, and nothing is left to do.
@@ -62,7 +63,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         Command::Wake => inspect::wake(&global),
         Command::Demo(args) => demo::demo(&global, args).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "outbox", &mut std::io::stdout());
+            // Not straight to stdout: it panics where that cannot be written to.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "outbox", &mut script);
+            std::io::stdout().write_all(&script)?;
             Ok(DONE)
         }
     }

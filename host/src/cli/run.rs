@@ -5,30 +5,40 @@ use super::{DONE, builder, text};
 use outbox_host::{Delivery, Event, Health, Outbox, Outcome};
 use std::io::{self, IsTerminal};
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::oneshot;
 use tracing::{Level, debug, error, info, warn};
 
 pub async fn run(global: &Global, args: RunArgs) -> anyhow::Result<u8> {
     log(args.log, args.log_level);
+    // From here on no signal ends the process by itself.
+    let (stopped, hang_ups) = (stopped(), HangUps::listen());
     let upstream = args.upstream.upstream.clone().unwrap_or_default();
     let builder = args.storage.apply(args.upstream.apply(builder(global))?);
     let outbox = builder.start()?;
-    let log = tokio::spawn(log_events(outbox.subscribe()));
+    let (end, ended) = oneshot::channel();
+    let log = tokio::spawn(log_events(outbox.subscribe(), ended));
     let waiting = outbox.count().await?.pending;
     info!(root = %global.root.display(), upstream, waiting, "running");
-    hang_ups(outbox.clone());
-    let signal = stopped().await;
+    tokio::spawn(hang_ups.wake(outbox.clone()));
+    let signal = stopped.await;
     info!(signal, "stopping; the request in flight may take up to 10 s");
     outbox.shutdown().await;
-    log.abort();
+    drop(end);
+    let _ = log.await;
     let counts = outbox.count().await?;
     info!(remaining = counts.pending, "stopped");
     Ok(DONE)
 }
 
-/// One line per outcome.
-async fn log_events(mut events: broadcast::Receiver<Event>) {
+/// One line per outcome, until it has ended and all that happened is logged.
+async fn log_events(mut events: broadcast::Receiver<Event>, mut ended: oneshot::Receiver<()>) {
     loop {
-        match events.recv().await {
+        let event = tokio::select! {
+            biased;
+            event = events.recv() => event,
+            _ = &mut ended => return,
+        };
+        match event {
             Ok(Event::Delivery(delivery)) => log_delivery(&delivery),
             Ok(Event::Pass(report)) => {
                 debug!(next_pass_ms = report.next_delay_ms, "{}", text::report(&report))
@@ -86,19 +96,20 @@ pub fn log_warnings() {
     log(LogFormat::Text, LogLevel::Warn);
 }
 
-/// Returns when the process is asked to end: the signal's name.
+/// Listens from now on; returns when the process is asked to end: the signal's name.
 #[cfg(unix)]
-pub async fn stopped() -> &'static str {
+pub fn stopped() -> impl Future<Output = &'static str> {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        // Without handlers, the signals end the process by themselves.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
+            // Without handlers, the signals end the process by themselves.
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+        }
     }
 }
 
@@ -111,17 +122,39 @@ pub async fn stopped() -> &'static str {
     }
 }
 
-/// SIGHUP makes a pass at once.
-fn hang_ups(outbox: Outbox) {
+/// SIGHUP, listened for from the beginning on.
+struct HangUps {
     #[cfg(unix)]
-    tokio::spawn(async move {
-        use tokio::signal::unix::{SignalKind, signal};
-        let Ok(mut hang_up) = signal(SignalKind::hangup()) else { return };
-        while hang_up.recv().await.is_some() {
+    signals: io::Result<tokio::signal::unix::Signal>,
+}
+
+impl HangUps {
+    fn listen() -> HangUps {
+        #[cfg(unix)]
+        let signals = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+        HangUps {
+            #[cfg(unix)]
+            signals,
+        }
+    }
+
+    /// Returns at the next one, never where there are none.
+    async fn next(&mut self) {
+        #[cfg(unix)]
+        if let Ok(signals) = &mut self.signals {
+            if signals.recv().await.is_some() {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Makes a pass at once at each.
+    async fn wake(mut self, outbox: Outbox) {
+        loop {
+            self.next().await;
             info!("SIGHUP: replaying now");
             outbox.wake();
         }
-    });
-    #[cfg(not(unix))]
-    let _ = outbox;
+    }
 }

@@ -30,7 +30,7 @@ pub fn entry_table(out: &mut impl Write, entries: &[Entry]) -> io::Result<()> {
             let tries = if e.attempts == 1 { "1 attempt".into() } else { format!("{} attempts", e.attempts) };
             let why = e.last_error.as_deref().unwrap_or("no reason noted");
             let due = e.not_before.as_ref().map(|at| format!("; not before {at}")).unwrap_or_default();
-            writeln!(out, "    {tries}: {why}{due}")?;
+            writeln!(out, "    {tries}: {}{due}", printable(why))?;
         }
     }
     Ok(())
@@ -45,7 +45,7 @@ pub fn item(out: &mut impl Write, item: &Item) -> io::Result<()> {
         Place::Corrupt => "corrupt",
     };
     writeln!(out, "{}", item.name)?;
-    let mut line = |name: &str, value: &str| writeln!(out, "  {name:<15} {value}");
+    let mut line = |name: &str, value: &str| writeln!(out, "  {name:<15} {}", printable(value));
     match &item.since {
         Some(since) => line("place", &format!("{place}, since {since}"))?,
         None => line("place", place)?,
@@ -88,7 +88,7 @@ pub fn item(out: &mut impl Write, item: &Item) -> io::Result<()> {
             line("reply header", &format!("{name}: {value}"))?;
         }
         for text in reply.body_start.lines().take(20) {
-            line("reply body", &printable(text))?;
+            line("reply body", text)?;
         }
     }
     match &item.validator {
