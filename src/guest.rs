@@ -141,6 +141,9 @@ impl RunGuest for Guest {
 /// An error in words that fit after "failed:".
 pub fn describe(error: &Error) -> String {
     match error {
+        Error::InvalidRequest(invalid) | Error::Configuration(invalid) if invalid.value.is_empty() => {
+            format!("{}: {}", invalid.what, invalid.reason)
+        }
         Error::InvalidRequest(invalid) | Error::Configuration(invalid) => {
             format!("{} {:?}: {}", invalid.what, invalid.value, invalid.reason)
         }

@@ -70,7 +70,10 @@ impl Meta {
             method: request.method.clone(),
             raw_uri: request.uri.clone(),
             content_type: request.content_type.clone(),
-            base_mod_time: request.base_mod_time.as_deref().and_then(clock::respell_rfc3339),
+            base_mod_time: request
+                .base_mod_time
+                .as_deref()
+                .map(|text| clock::respell_rfc3339(text).unwrap_or_else(|| text.to_owned())),
             queued_at,
             format: Some(FORMAT),
             body_len: Some(body_len),

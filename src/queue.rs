@@ -56,7 +56,16 @@ impl Queue {
     /// mode 0700, which a guest cannot set.)
     pub fn open(config: &Config) -> Result<Queue> {
         let root = Dir::root()?;
-        let dir = root.open_or_create(layout::OUTBOX_DIR)?;
+        let dir = match root.open(layout::OUTBOX_DIR) {
+            Err(fault) if fault.is_missing() => {
+                let dir = root.open_or_create(layout::OUTBOX_DIR)?;
+                if config.sync {
+                    root.sync()?;
+                }
+                dir
+            }
+            opened => opened?,
+        };
         Ok(Queue { root, dir, sync: config.sync })
     }
 

@@ -24,17 +24,36 @@ pub(crate) fn prepare(root: &Path) -> Result<PathBuf, Error> {
     if fs::symlink_metadata(&outbox).is_ok_and(|found| !found.is_dir()) {
         return Err(refuse(format!("{OUTBOX_DIR} in it is not a directory")));
     }
-    let mut builder = DirBuilder::new();
-    builder.recursive(true);
-    let made = builder.create(root).and_then(|()| {
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&outbox)
-    });
-    made.map_err(|e| refuse(format!("it cannot be made or written to ({e}); give another with --root")))?;
+    make(root, &outbox)
+        .map_err(|e| refuse(format!("it cannot be made or written to ({e}); give another with --root")))?;
     #[cfg(unix)]
     restrict(&outbox).map_err(|e| refuse(format!("{OUTBOX_DIR} in it cannot be made private ({e})")))?;
     fs::canonicalize(root).map_err(|e| refuse(e.to_string()))
+}
+
+fn make(root: &Path, outbox: &Path) -> std::io::Result<()> {
+    if outbox.is_dir() {
+        return Ok(());
+    }
+    let root_is_new = !root.is_dir();
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    builder.create(root)?;
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(outbox)?;
+    // What is queued in them is worth no more than their own names. (Directories cannot be opened for that
+    // on Windows, whose file systems see to it themselves.)
+    #[cfg(unix)]
+    {
+        File::open(root)?.sync_all()?;
+        if root_is_new {
+            File::open(fs::canonicalize(root)?.join(".."))?.sync_all()?;
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = root_is_new;
+    Ok(())
 }
 
 /// An outbox that an earlier program made with a wider mode is narrowed.
