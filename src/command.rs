@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::dir::Dir;
 use crate::guest::{Guest, describe};
 use crate::pass::Pass;
+use crate::queue::Queue;
 use crate::{Error, Result, layout, request};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -155,6 +156,8 @@ fn pass(wake: bool, resume: Option<Resume>, always: bool) -> Result<Report> {
 const LOOK: Duration = Duration::from_secs(2);
 
 fn run() -> Result<()> {
+    // A directory that is not there now will not be there later; other trouble may pass.
+    Queue::open(&Config::from_env()?)?;
     let mut wake = true;
     let mut resume = None;
     loop {

@@ -76,11 +76,9 @@ impl Config {
     pub fn upstream(&self) -> Result<Upstream> {
         match &self.upstream {
             Some(url) => Upstream::parse(url),
-            None => refuse(
-                "OUTBOX_UPSTREAM",
-                "",
-                "no upstream is set; give its URL with --upstream or OUTBOX_UPSTREAM",
-            ),
+            None => {
+                refuse("OUTBOX_UPSTREAM", "", "no upstream is set; give its URL, such as https://example.org")
+            }
         }
     }
 }

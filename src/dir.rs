@@ -66,9 +66,11 @@ impl Dir {
         let index = index.or((given.len() == 1).then_some(0));
         match index {
             Some(index) => Ok(Dir(given.swap_remove(index).0)),
-            None => {
-                Err(Fault { doing: "no directory is preopened as /data".into(), code: ErrorCode::NoEntry })
-            }
+            None => Err(Fault {
+                doing: "no directory is given to the component as /data (with wasmtime: --dir DIR::/data)"
+                    .into(),
+                code: ErrorCode::NoEntry,
+            }),
         }
     }
 

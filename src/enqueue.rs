@@ -145,12 +145,15 @@ thread_local! {
     static NEWEST: Cell<Option<EntryId>> = const { Cell::new(None) };
 }
 
-/// An id greater than every one in the queue. The names are looked through when this instance does not know
-/// them yet, and whenever the clock may have been set back: when it is behind the greatest id known, or
-/// behind the directory's last change.
+/// An id greater than every one in the queue. As a rule the clock gives it. The names are looked through when
+/// this instance does not know them yet, and whenever the clock may have been set back: when it is behind
+/// the greatest id known, or behind the directory's last change. Whoever has to give out an id that is ahead
+/// of the clock says so in [`layout::NEWEST`], for instances that know no better.
 fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
     let now = clock::unix_nanos(now);
-    let mut newest = NEWEST.get();
+    let ahead = queue.dir.read(layout::NEWEST, layout::MAX_RECORD).ok();
+    let ahead = ahead.and_then(|text| EntryId::parse(std::str::from_utf8(&text).ok()?));
+    let mut newest = NEWEST.get().max(ahead);
     let changed_later = || -> Result<bool> {
         let changed = queue.dir.stat_self()?.data_modification_timestamp;
         Ok(changed.is_some_and(|at| at.seconds.saturating_mul(1_000_000_000) > now))
@@ -163,6 +166,15 @@ fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
         })?;
     }
     let id = EntryId::after(newest, now, get_random_u64() as u32);
+    if id.nanos() > now {
+        let staging = queue.staging()?;
+        let temporary = format!("{id}.newest");
+        staging.write(&temporary, id.to_string().as_bytes(), false)?;
+        staging.rename(&temporary, &queue.dir, layout::NEWEST)?;
+    } else if ahead.is_some() {
+        // The clock has caught up.
+        queue.dir.remove(layout::NEWEST)?;
+    }
     NEWEST.set(Some(id));
     Ok(id)
 }

@@ -9,6 +9,7 @@
 //!   rejected/<id>.<ts>/        refused for good by the server, with response.json
 //!   corrupt/<id>.<ts>/         damaged, with reason.txt
 //!   .staging/<anything>/       being written, or being removed: invisible, swept when old
+//!   .newest                    the greatest id, while ids are ahead of a clock that was set back
 //! ```
 //!
 //! Invariants:
@@ -40,6 +41,8 @@ pub const STAGING: &str = ".staging";
 pub const REJECTED: &str = "rejected";
 /// Entries that cannot be read.
 pub const CORRUPT: &str = "corrupt";
+/// The greatest id given out, while that is ahead of the clock.
+pub const NEWEST: &str = ".newest";
 /// What separates id and time in the name of a conflict.
 pub const CONFLICT: &str = ".conflict-";
 

@@ -257,6 +257,8 @@ fn unreadable(fault: Fault) -> Unloadable {
     use crate::dir::ErrorCode;
     match fault.code {
         ErrorCode::Loop
+        // How wasmtime says that what was to be read is a directory.
+        | ErrorCode::BadDescriptor
         | ErrorCode::IsDirectory
         | ErrorCode::NotDirectory
         | ErrorCode::Invalid

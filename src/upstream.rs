@@ -70,12 +70,11 @@ impl Upstream {
     }
 }
 
+/// What may be shown of a URL: nothing before the last '@', however the rest is mangled.
 fn without_credentials(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme < at => {
-            format!("{}://...{}", url.get(..scheme).unwrap_or_default(), url.get(at..).unwrap_or_default())
-        }
-        _ => url.to_owned(),
+    match url.rsplit_once('@') {
+        Some((_, rest)) => format!("...@{rest}"),
+        None => url.to_owned(),
     }
 }
 
@@ -104,6 +103,8 @@ mod tests {
             "http://h?x",
             "http://h#x",
             "http://u:secret@h/",
+            "u:secret@h",
+            "http:/u:secret@h",
             "http://a b/",
         ] {
             match Upstream::parse(url) {

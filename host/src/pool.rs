@@ -158,12 +158,6 @@ fn classify(error: &legacy::Error) -> HttpError {
         }
         if let Some(io) = cause.downcast_ref::<std::io::Error>() {
             use std::io::ErrorKind as Kind;
-            if let Some(inner) = io.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
-                return match inner {
-                    rustls::Error::InvalidCertificate(_) => HttpError::TlsCertificateError,
-                    _ => HttpError::InternalError(Some(format!("TLS: {inner}"))),
-                };
-            }
             return match io.kind() {
                 Kind::ConnectionRefused => HttpError::ConnectionRefused,
                 Kind::TimedOut => HttpError::ConnectionTimeout,
@@ -171,7 +165,14 @@ fn classify(error: &legacy::Error) -> HttpError {
                     HttpError::ConnectionTerminated
                 }
                 Kind::HostUnreachable | Kind::NetworkUnreachable => HttpError::DestinationUnavailable,
-                _ => HttpError::InternalError(Some(io.to_string())),
+                _ => match io.get_ref() {
+                    // The layers of TLS wrap theirs in this kind of error, some twice.
+                    Some(inner) => {
+                        source = Some(inner);
+                        continue;
+                    }
+                    None => HttpError::InternalError(Some(io.to_string())),
+                },
             };
         }
         if let Some(hyper) = cause.downcast_ref::<hyper::Error>() {

@@ -101,6 +101,14 @@ pub fn json(path: &Path) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
+/// Changes an entry's meta.json on disk, as damage or another program would.
+pub fn edit_meta(root: &Path, id: &str, edit: impl FnOnce(&mut serde_json::Value)) {
+    let file = path(root, &format!("{id}/meta.json"));
+    let mut meta = json(&file);
+    edit(&mut meta);
+    std::fs::write(&file, serde_json::to_vec(&meta).unwrap()).unwrap();
+}
+
 /// Awaits something that must happen soon.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(Duration::from_secs(30), future).await {

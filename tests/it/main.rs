@@ -8,10 +8,23 @@
     reason = "a test that finds something else than expected must stop"
 )]
 
+mod cached;
 mod cli;
 mod cli_bad;
+mod cli_inspect;
+mod cli_replay;
+mod cli_run;
 mod cli_send;
+mod connections;
+mod damage;
+mod durable;
+mod fixtures;
 mod kit;
+mod order;
 mod outcomes;
+mod readme;
+mod sandbox;
 mod smoke;
 mod upstream;
+mod wire;
+mod wit;

@@ -130,8 +130,10 @@ async fn what_may_succeed_later_is_deferred_with_a_backoff_and_no_redirect_is_fo
     });
     let root = root();
     let outbox = open(root.path(), &server.url());
-    let statuses =
-        [408, 423, 425, 429, 500, 501, 502, 503, 504, 507, 599, 300, 301, 302, 303, 304, 305, 307, 308, 399, 600];
+    let statuses = [
+        408, 423, 425, 429, 500, 501, 502, 503, 504, 507, 599, 300, 301, 302, 303, 304, 305, 307, 308, 399,
+        600,
+    ];
     let ids = send_all(&outbox, "PUT", &statuses).await;
     let before = SystemTime::now();
     let (report, deliveries) = replay(&outbox).await;
@@ -177,7 +179,7 @@ async fn retry_after_in_seconds_or_as_a_date_wins_between_a_second_and_a_day() {
         let wait = wait_of(root.path(), &id, before);
         // not_before is rounded up to the second, and an HTTP date down. The pass itself takes a while.
         assert!((seconds - 2.0..seconds + 8.0).contains(&wait), "{value}: {wait} s");
-        assert!(wait <= 86_408.0 && wait >= 1.0, "{value}: {wait} s");
+        assert!((1.0..=86_408.0).contains(&wait), "{value}: {wait} s");
         // The next pass is made when the entry is due, at the latest at the tick.
         let delay = report.next_delay_ms as f64 / 1_000.0;
         let expected = seconds.min(30.0);
@@ -223,7 +225,8 @@ async fn what_the_server_refuses_for_good_is_kept_in_rejected_with_its_reply() {
     });
     let root = root();
     let outbox = open(root.path(), &server.url());
-    let statuses = [400, 402, 404, 405, 406, 409, 411, 413, 414, 415, 417, 418, 421, 422, 426, 428, 431, 451, 499];
+    let statuses =
+        [400, 402, 404, 405, 406, 409, 411, 413, 414, 415, 417, 418, 421, 422, 426, 428, 431, 451, 499];
     let ids = send_all(&outbox, "PUT", &statuses).await;
     let (report, deliveries) = replay(&outbox).await;
     assert_all(Outcome::Rejected, &deliveries, &ids, &statuses);
@@ -257,7 +260,8 @@ async fn refused_writes_are_dropped_where_that_is_configured_but_a_captive_porta
     ];
     for (status, rejected, auth, outcome, stays) in cases {
         let (root, server) = (root(), Upstream::start(move |_| status));
-        let outbox = builder(root.path()).upstream(server.url()).rejected(rejected).auth(auth).open().unwrap();
+        let outbox =
+            builder(root.path()).upstream(server.url()).rejected(rejected).auth(auth).open().unwrap();
         let id = send(&outbox, "PUT", "/a", "1").await;
         let (report, deliveries) = replay(&outbox).await;
         assert_eq!(of(&deliveries, &id).outcome, outcome, "{status}");

@@ -57,6 +57,8 @@ pub enum Act {
     CutAfter(u64),
     /// Read the body, send the head and half of this content, then close the connection.
     CutReply(Reply),
+    /// Read the body, send the head and half of this content, then nothing more.
+    StallReply(Reply),
     /// Read the body and never reply.
     Stall,
     /// Read the body, and reply once the gate is open.
@@ -95,7 +97,8 @@ impl Checksum {
         self.rest.extend_from_slice(data);
         let (words, rest) = self.rest.as_chunks::<8>();
         for word in words {
-            self.sum = (self.sum.rotate_left(5) ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            self.sum =
+                (self.sum.rotate_left(5) ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         }
         self.rest = rest.to_vec();
     }
@@ -378,14 +381,18 @@ async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> 
     }
     match act {
         Act::Reply(_) | Act::CutReply(_) if !complete => Err(Closed),
-        Act::Reply(reply) | Act::ReplyUnread(reply) | Act::ReplyAfter(_, reply) | Act::ReadSlowly(_, reply) => {
+        Act::Reply(reply)
+        | Act::ReplyUnread(reply)
+        | Act::ReplyAfter(_, reply)
+        | Act::ReadSlowly(_, reply) => {
             let content = http_body_util::Full::new(Bytes::from(reply.body.clone()));
             Ok(response(&reply, content.map_err(|never: Infallible| match never {}).boxed_unsync()))
         }
-        Act::CutReply(reply) => {
+        Act::CutReply(ref reply) | Act::StallReply(ref reply) => {
             let half = Bytes::from(reply.body[..reply.body.len() / 2].to_vec());
             let reply = reply.clone().header("content-length", &reply.body.len().to_string());
-            Ok(response(&reply, Half(Some(half)).boxed_unsync()))
+            let then = if matches!(act, Act::CutReply(_)) { Then::Flush } else { Then::Stall };
+            Ok(response(&reply, Half(Some(half), then).boxed_unsync()))
         }
         Act::Cut | Act::CutAfter(_) => Err(Closed),
         Act::Stall => std::future::pending().await,
@@ -400,8 +407,15 @@ fn response<B>(reply: &Reply, body: B) -> Response<B> {
     response.body(body).unwrap()
 }
 
-/// Some content, then a broken connection.
-struct Half(Option<Bytes>);
+/// Some content, and what follows instead of the rest.
+struct Half(Option<Bytes>, Then);
+
+enum Then {
+    /// Let what was said go out first.
+    Flush,
+    Cut,
+    Stall,
+}
 
 impl hyper::body::Body for Half {
     type Data = Bytes;
@@ -409,9 +423,18 @@ impl hyper::body::Body for Half {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Closed>>> {
-        Poll::Ready(Some(self.0.take().map(Frame::data).ok_or(Closed)))
+        match (self.0.take(), &self.1) {
+            (Some(half), _) => Poll::Ready(Some(Ok(Frame::data(half)))),
+            (None, Then::Flush) => {
+                self.1 = Then::Cut;
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            (None, Then::Cut) => Poll::Ready(Some(Err(Closed))),
+            (None, Then::Stall) => Poll::Pending,
+        }
     }
 }
 
@@ -431,7 +454,8 @@ impl Resources {
     /// Somebody writes a resource beside the outbox; its new ETag.
     pub fn write(&self, path: &str, writer: &str, modified: u64) -> String {
         let mut all = self.0.lock().unwrap();
-        let version = all.get(path).map_or(1, |r| r.etag.trim_matches(['"', 'v']).parse::<u64>().unwrap() + 1);
+        let version =
+            all.get(path).map_or(1, |r| r.etag.trim_matches(['"', 'v']).parse::<u64>().unwrap() + 1);
         let etag = format!("\"v{version}\"");
         all.insert(path.into(), Resource { etag: etag.clone(), modified, writer: writer.into() });
         etag
@@ -445,7 +469,8 @@ impl Resources {
     pub fn act(&self, seen: &Seen, now: u64) -> Act {
         let path = seen.target.split('?').next().unwrap().to_owned();
         let found = self.get(&path);
-        let date = |at: u64| httpdate::fmt_http_date(std::time::UNIX_EPOCH + std::time::Duration::from_secs(at));
+        let date =
+            |at: u64| httpdate::fmt_http_date(std::time::UNIX_EPOCH + std::time::Duration::from_secs(at));
         let matches = match (seen.header("if-match"), seen.header("if-unmodified-since")) {
             (Some("*"), _) => found.is_some(),
             (Some(tag), _) => found.as_ref().is_some_and(|r| r.etag == tag),

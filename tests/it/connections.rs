@@ -1,0 +1,328 @@
+//! Connections that fail, stall or crawl, and bodies that are large, slow or broken.
+
+use crate::kit::{builder, open, path, replay, root, send, soon, tree};
+use crate::upstream::{Act, Checksum, Reply, ReservedPort, Upstream};
+use bytes::Bytes;
+use http_body::Frame;
+use outbox_host::{Body, Error, Health, Outbox, Outcome, Write};
+use std::io::Read;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::mpsc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+const MIB: u64 = 1024 * 1024;
+const IDLE: Duration = Duration::from_millis(300);
+
+/// A body that is never held in memory: a block of bytes over and over, numbered.
+struct Generated {
+    block: Vec<u8>,
+    at: u64,
+    len: u64,
+}
+
+impl Generated {
+    fn new(len: u64) -> Generated {
+        Generated { block: (0..64 * 1024).map(|n: u32| (n % 251) as u8).collect(), at: 0, len }
+    }
+
+    fn checksum(len: u64) -> Checksum {
+        let (mut checksum, mut reader, mut chunk) =
+            (Checksum::default(), Generated::new(len), vec![0; 64 * 1024]);
+        loop {
+            match reader.read(&mut chunk).unwrap() {
+                0 => return checksum,
+                n => checksum.add(&chunk[..n]),
+            }
+        }
+    }
+}
+
+impl Read for Generated {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let (number, offset) =
+            (self.at / self.block.len() as u64, (self.at % self.block.len() as u64) as usize);
+        self.block[..8].copy_from_slice(&number.to_le_bytes());
+        let left = (self.len - self.at).min(buffer.len() as u64) as usize;
+        let piece = &self.block[offset..self.block.len().min(offset + left)];
+        buffer[..piece.len()].copy_from_slice(piece);
+        self.at += piece.len() as u64;
+        Ok(piece.len())
+    }
+}
+
+async fn send_large(outbox: &Outbox, uri: &str, len: u64) -> String {
+    outbox.enqueue_write(Write::new("PUT", uri), Body::reader(Generated::new(len))).await.unwrap()
+}
+
+/// Cuts what stalls soon.
+fn impatient(root: &Path, server: &Upstream) -> Outbox {
+    builder(root).upstream(server.url()).idle_timeout(IDLE).open().unwrap()
+}
+
+/// Nothing is left of an attempt to queue.
+fn assert_nothing_behind(root: &Path) {
+    assert!(tree(root).is_empty(), "{:?}", tree(root));
+    let staging = std::fs::read_dir(path(root, ".staging")).map_or(0, Iterator::count);
+    assert_eq!(staging, 0);
+}
+
+#[tokio::test]
+async fn a_refused_connection_defers_small_and_large_bodies_alike() {
+    let (root, port) = (root(), ReservedPort::new());
+    let outbox = open(root.path(), &port.url());
+    let small = send(&outbox, "PUT", "/small", "x").await;
+    for (len, remaining) in [(0, 1), (8 * MIB, 1)] {
+        if len > 0 {
+            outbox.drop_entry(&small).await.unwrap();
+            send_large(&outbox, "/large", len).await;
+        }
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.deferred, report.remaining, report.upstream), (1, remaining, Health::Down));
+        assert_eq!(deliveries[0].detail.as_deref(), Some("connection refused"));
+    }
+    let server = Upstream::start_on(port, |_| 204);
+    assert_eq!(replay(&outbox).await.0.delivered, 1);
+    assert_eq!(server.seen()[0].checksum, Generated::checksum(8 * MIB));
+}
+
+#[tokio::test]
+async fn a_connection_cut_without_a_reply_defers_and_the_whole_body_is_sent_again() {
+    for (cut, len, complete) in
+        [(Act::Cut, 1024, true), (Act::Cut, 8 * MIB, true), (Act::CutAfter(100_000), 8 * MIB, false)]
+    {
+        let root = root();
+        let server = Upstream::sequence(vec![cut.clone(), Act::from(204)]);
+        let outbox = open(root.path(), &server.url());
+        send_large(&outbox, "/a", len).await;
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.deferred, report.remaining, report.upstream), (1, 1, Health::Down), "{cut:?}");
+        assert_eq!(deliveries[0].detail.as_deref(), Some("connection closed without a reply"), "{cut:?}");
+        assert_eq!(replay(&outbox).await.0.delivered, 1);
+        let seen = server.seen();
+        assert_eq!((seen.len(), seen[0].complete, seen[1].complete), (2, complete, true));
+        assert_eq!((seen[1].body_len, &seen[1].checksum), (len, &Generated::checksum(len)));
+    }
+}
+
+#[tokio::test]
+async fn a_reply_counts_by_its_status_line_also_where_its_content_breaks_off_or_stalls() {
+    let reply = |status| Reply::new(status).body("0123456789");
+    for (act, outcome) in [
+        (Act::CutReply(reply(200)), Outcome::Delivered),
+        (Act::StallReply(reply(200)), Outcome::Delivered),
+        (Act::CutReply(reply(422)), Outcome::Rejected),
+        (Act::StallReply(reply(422)), Outcome::Rejected),
+        (Act::CutReply(reply(503)), Outcome::Deferred),
+    ] {
+        let root = root();
+        let said = format!("{act:?}");
+        let server = Upstream::start(move |_| act.clone());
+        let outbox = impatient(root.path(), &server);
+        send(&outbox, "PUT", "/a", "x").await;
+        let (report, deliveries) = soon("the pass", replay(&outbox)).await;
+        assert_eq!((deliveries[0].outcome, report.upstream), (outcome, Health::Up), "{said}: {deliveries:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_stalls_is_cut_and_the_outage_noticed() {
+    // One never replies; the other stops reading long before the end.
+    for (act, len) in
+        [(Act::Stall, 5), (Act::ReadSlowly(Duration::from_secs(3600), Reply::new(204)), 32 * MIB)]
+    {
+        let root = root();
+        let server = Upstream::start(move |_| act.clone());
+        let outbox = impatient(root.path(), &server);
+        send_large(&outbox, "/a", len).await;
+        send(&outbox, "PUT", "/b", "x").await;
+        let started = Instant::now();
+        let (report, deliveries) = soon("the cut", replay(&outbox)).await;
+        assert!(started.elapsed() >= IDLE);
+        assert_eq!((report.deferred, report.remaining, report.upstream), (1, 2, Health::Down));
+        let why = deliveries[0].detail.as_deref().unwrap();
+        assert!(why.contains("nothing moved for 0.3 s") || why.contains("timeout"), "{why}");
+        assert_eq!(server.connections(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_is_slow_but_moves_is_not_cut() {
+    let (pause, len) = (Duration::from_millis(40), 24 * MIB);
+    let (root, server) = (root(), Upstream::start(move |_| Act::ReadSlowly(pause, Reply::new(204))));
+    let patience = Duration::from_millis(1500);
+    let outbox = builder(root.path()).upstream(server.url()).idle_timeout(patience).open().unwrap();
+    send_large(&outbox, "/a", len).await;
+    let started = Instant::now();
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.remaining), (1, 0), "{deliveries:?}");
+    assert!(started.elapsed() > patience, "it took {:?} only, which shows nothing", started.elapsed());
+    assert_eq!(server.seen()[0].checksum, Generated::checksum(len));
+}
+
+#[tokio::test]
+async fn a_refusal_before_the_body_was_read_is_never_a_delivery() {
+    let (root, server) = (root(), Upstream::start(|_| Act::ReplyUnread(Reply::new(413))));
+    let outbox = open(root.path(), &server.url());
+    let id = send_large(&outbox, "/a", 8 * MIB).await;
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!(report.delivered, 0);
+    // Whether the reply survives the reset that follows it is the network's to decide.
+    assert!(matches!(deliveries[0].outcome, Outcome::Rejected | Outcome::Deferred), "{deliveries:?}");
+    assert_eq!(outbox.get(&id).await.unwrap().entry.unwrap().body_len, Some(8 * MIB));
+}
+
+#[tokio::test]
+async fn a_success_before_the_body_was_sent_is_no_delivery() {
+    let (root, server) = (root(), Upstream::start(|_| Act::ReplyUnread(Reply::new(201))));
+    let outbox = open(root.path(), &server.url());
+    send_large(&outbox, "/a", 32 * MIB).await;
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.deferred, report.remaining), (0, 1, 1), "{deliveries:?}");
+    server.script(|_| 201);
+    assert_eq!(replay(&outbox).await.0.delivered, 1);
+    assert_eq!(server.seen()[1].checksum, Generated::checksum(32 * MIB));
+}
+
+/// The peak of this process's memory in MiB; counted anew from here on where the system lets us.
+#[cfg(target_os = "linux")]
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak = line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024;
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+    peak
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_longest_body_passes_through_whole_in_little_memory() {
+    // Memory is counted by process, so this test has one of its own.
+    const ALONE: &str = "OUTBOX_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let name = "connections::the_longest_body_passes_through_whole_in_little_memory";
+        let mut itself = std::process::Command::new(std::env::current_exe().unwrap());
+        let done = itself.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let len = 256 * MIB;
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let outbox =
+        builder(root.path()).upstream(server.url()).durability(outbox_host::Durability::None).open().unwrap();
+    // All that is needed for any body is there from here on.
+    send(&outbox, "PUT", "/small", "x").await;
+    assert_eq!(replay(&outbox).await.0.delivered, 1);
+    peak();
+    let before = peak();
+    send_large(&outbox, "/large", len).await;
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!(report.delivered, 1, "{deliveries:?}");
+    let seen = &server.seen()[1];
+    assert_eq!((seen.body_len, seen.complete), (len, true));
+    assert_eq!(seen.checksum, Generated::checksum(len));
+    let growth = peak().saturating_sub(before);
+    assert!(growth < 96, "the process grew by {growth} MiB");
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_and_leaves_nothing() {
+    let root = root();
+    let outbox = builder(root.path()).max_body(100_000).open().unwrap();
+    let bodies = [Body::from(vec![0; 100_001]), Body::reader(Generated::new(8 * MIB))];
+    for body in bodies {
+        let refused = outbox.enqueue_write(Write::new("PUT", "/a"), body).await;
+        assert!(matches!(refused, Err(Error::BodyTooLarge(100_000))), "{refused:?}");
+        assert_nothing_behind(root.path());
+    }
+    outbox.enqueue_write(Write::new("PUT", "/a"), vec![0; 100_000].into()).await.unwrap();
+}
+
+/// A body that breaks off.
+struct Broken(Option<Bytes>);
+
+impl http_body::Body for Broken {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<std::io::Result<Frame<Bytes>>>> {
+        let broken = || std::io::Error::other("the phone rang");
+        Poll::Ready(Some(self.0.take().map(Frame::data).ok_or_else(broken)))
+    }
+}
+
+impl Read for Broken {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let data = self.0.take().ok_or_else(|| std::io::Error::other("the phone rang"))?;
+        buffer[..data.len()].copy_from_slice(&data);
+        Ok(data.len())
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_refused_and_leaves_nothing() {
+    let root = root();
+    let outbox = open(root.path(), "http://127.0.0.1:9");
+    let broken = || Broken(Some(Bytes::from_static(b"the start")));
+    for body in [Body::stream(broken()), Body::reader(broken())] {
+        match outbox.enqueue_write(Write::new("PUT", "/a"), body).await {
+            Err(Error::BodyFailed(why)) => assert!(why.contains("the phone rang"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        assert_nothing_behind(root.path());
+    }
+}
+
+#[tokio::test]
+async fn a_body_given_as_a_stream_arrives_whole() {
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let outbox = open(root.path(), &server.url());
+    let body = http_body_util::Full::new(Bytes::from(vec![7; 3 * MIB as usize + 1]));
+    outbox.enqueue_write(Write::new("PUT", "/a"), Body::stream(body)).await.unwrap();
+    assert_eq!(replay(&outbox).await.0.delivered, 1);
+    let seen = server.seen().remove(0);
+    let mut whole = Checksum::default();
+    whole.add(&vec![7; 3 * MIB as usize + 1]);
+    assert_eq!((seen.body_len, seen.checksum), (3 * MIB + 1, whole));
+}
+
+/// A body that comes piece by piece, and that tells when it is first asked for one.
+struct Trickle(Option<mpsc::Sender<()>>, mpsc::Receiver<Vec<u8>>);
+
+impl Read for Trickle {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if let Some(asked) = self.0.take() {
+            asked.send(()).unwrap();
+        }
+        let piece = self.1.recv().unwrap_or_default();
+        buffer[..piece.len()].copy_from_slice(&piece);
+        Ok(piece.len())
+    }
+}
+
+#[tokio::test]
+async fn a_slow_body_holds_up_no_other_write_and_is_queued_when_it_is_complete() {
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let outbox = open(root.path(), &server.url());
+    let ((asked, when_asked), (pieces, source)) = (mpsc::channel(), mpsc::channel());
+    let writer = outbox.clone();
+    let slow = tokio::spawn(async move {
+        writer.enqueue_write(Write::new("PUT", "/a"), Body::reader(Trickle(Some(asked), source))).await
+    });
+    soon("the slow write", tokio::task::spawn_blocking(move || when_asked.recv())).await.unwrap().unwrap();
+    pieces.send(b"slow ".to_vec()).unwrap();
+    let quick = send(&outbox, "PUT", "/a", "quick").await;
+    assert_eq!(outbox.count().await.unwrap().pending, 1);
+    pieces.send(b"and complete".to_vec()).unwrap();
+    drop(pieces);
+    let slow = soon("the slow write", slow).await.unwrap().unwrap();
+    assert!(quick < slow);
+    assert_eq!(replay(&outbox).await.0.delivered, 2);
+    let bodies: Vec<_> = server.seen().into_iter().map(|seen| seen.body).collect();
+    assert_eq!(bodies, [b"quick".as_slice(), b"slow and complete"]);
+}
