@@ -125,6 +125,8 @@ struct Reading {
     _body: IncomingBody,
     reply: Reply,
     drained: u64,
+    /// All of it was read.
+    over: bool,
 }
 
 impl Exchange {
@@ -178,7 +180,8 @@ impl Exchange {
     pub fn pollables(&self) -> impl Iterator<Item = &Pollable> {
         let sending = self.sending.as_ref().map(|s| &s.ready);
         let waiting = self.waiting.as_ref().map(|w| &w.ready);
-        let reading = self.reading.as_ref().map(|r| &r.ready);
+        // A stream at its end is ready for ever.
+        let reading = self.reading.as_ref().filter(|r| !r.over).map(|r| &r.ready);
         sending.into_iter().chain(waiting).chain(reading)
     }
 
@@ -213,12 +216,12 @@ impl Exchange {
         self.receive_head()?;
         let Some(reading) = &mut self.reading else { return Ok(None) };
         let before = reading.drained;
-        let over = reading.drain();
+        reading.over = reading.over || reading.drain();
         if reading.drained > before {
             self.last_progress = monotonic_clock::now();
         }
         let unsent_success = self.sending.is_some() && (200..300).contains(&reading.reply.status);
-        if !over || unsent_success {
+        if !reading.over || unsent_success {
             return Ok(None);
         }
         self.reading.take().map(|reading| self.judge(reading.reply)).transpose()
@@ -250,7 +253,8 @@ impl Exchange {
         let body = response.consume().map_err(|()| lost())?;
         let stream = body.stream().map_err(|()| lost())?;
         let reply = Reply { status, headers, body_start: Vec::new() };
-        self.reading = Some(Reading { ready: stream.subscribe(), stream, _body: body, reply, drained: 0 });
+        self.reading =
+            Some(Reading { ready: stream.subscribe(), stream, _body: body, reply, drained: 0, over: false });
         if !(200..300).contains(&status) {
             // The server has decided without the rest of the body; sending on would be for nothing.
             self.sending = None;
@@ -415,7 +419,8 @@ fn no_reply(code: &ErrorCode) -> Failure {
         ErrorCode::TlsProtocolError => "TLS handshake failed".into(),
         ErrorCode::HttpRequestDenied => "the sandbox's host does not let this request out".into(),
         ErrorCode::InternalError(Some(text)) => first_line(text),
-        other => format!("{other:?}"),
+        ErrorCode::HttpProtocolError => "the connection broke off, or the reply was no HTTP".into(),
+        other => format!("{other:?}").trim_start_matches("ErrorCode::").to_owned(),
     };
     Failure::NoReply(text)
 }

@@ -12,7 +12,7 @@
 //! | [`request`] | what may be queued |
 //! | [`dir`] | files and directories over `wasi:filesystem` |
 //! | [`queue`], [`enqueue`], [`quarantine`], [`verify`] | the queue on disk and what is done to it |
-//! | [`upstream`], [`exchange`] | where requests go; one request and its reply over `wasi:io/poll` |
+//! | [`upstream`], [`headers`], [`exchange`] | where requests go; what they say; one request and its reply |
 //! | [`outcome`], [`backoff`] | what a reply means; when to try again |
 //! | [`key`], [`schedule`], [`pass`] | which entry waits for which; the replay |
 //! | [`cached`] | the locally cached file that a delivery makes stale |
@@ -29,6 +29,7 @@ pub mod dir;
 pub mod enqueue;
 pub mod exchange;
 pub mod guest;
+pub mod headers;
 pub mod id;
 pub mod key;
 pub mod layout;

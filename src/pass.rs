@@ -14,6 +14,7 @@ use crate::clock;
 use crate::config::{Config, Refused};
 use crate::dir::DescriptorType;
 use crate::exchange::{Body, Exchange, Failure, Reply, Request, Timeouts};
+use crate::headers;
 use crate::id::EntryId;
 use crate::key::Key;
 use crate::layout::BODY;
@@ -29,14 +30,11 @@ use wasi::clocks::monotonic_clock;
 use wasi::io::poll::{Pollable, poll};
 use wasi::random::random::get_random_u64;
 
-/// Who is asking, where the author did not say.
-const USER_AGENT: &str = concat!("outbox/", env!("CARGO_PKG_VERSION"));
-
 /// A time to wait that is further away than this was written before the clock was set back; it is ignored.
 const LONGEST_WAIT: Duration = Duration::from_secs(25 * 3600);
 
-/// How long the guest sleeps at most: a host that watches over it sees that it lives.
-const HEARTBEAT: u64 = 30_000_000_000;
+/// How long the guest sleeps at most, in nanoseconds: a host that watches over it sees that it lives.
+const HEARTBEAT: u64 = 5_000_000_000;
 
 /// A pass under way.
 pub struct Pass {
@@ -270,7 +268,7 @@ impl Pass {
         let request = Request {
             method: &entry.meta.method,
             raw_uri: &entry.meta.raw_uri,
-            headers: headers(entry),
+            headers: headers::of(entry),
             body: Body { file, len: entry.body_len, digest },
         };
         let timeouts = Timeouts { connect: self.config.connect_timeout, idle: self.config.idle_timeout };
@@ -486,34 +484,4 @@ impl Pass {
         report.next_delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         Ok(())
     }
-}
-
-/// All header fields of a request: the author's, and the replay's own.
-fn headers(entry: &Entry) -> Vec<(String, Vec<u8>)> {
-    let meta = &entry.meta;
-    let mut headers: Vec<(String, Vec<u8>)> = Vec::new();
-    let mut add = |name: &str, value: &str| headers.push((name.into(), value.as_bytes().to_vec()));
-    // A length of zero is said only where content is expected (RFC 9110 section 8.6).
-    if entry.body_len > 0 || matches!(meta.method.as_str(), "PUT" | "POST" | "PATCH" | "PROPPATCH") {
-        add("Content-Length", &entry.body_len.to_string());
-    }
-    if let Some(value) = &meta.content_type {
-        add("Content-Type", value);
-    }
-    if !meta.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("user-agent")) {
-        add("User-Agent", USER_AGENT);
-    }
-    for (name, value) in &meta.headers {
-        add(name, value);
-    }
-    add("Idempotency-Key", &meta.id);
-    // RFC 9110 section 13.1: an ETag says more than a date, which has whole seconds only.
-    if let Some(tag) = &meta.base_etag {
-        add("If-Match", tag);
-    } else if meta.create {
-        add("If-None-Match", "*");
-    } else if let Ok(Some(at)) = meta.base_time() {
-        add("If-Unmodified-Since", &clock::http_date(at));
-    }
-    headers
 }

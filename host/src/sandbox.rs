@@ -28,7 +28,8 @@ const LAST_WORDS: usize = 4 * 1024;
 pub struct Limits {
     /// Bytes of linear memory; 64 MiB.
     pub memory: usize,
-    /// How long a guest may go without a host call, or stay in one; 2 min.
+    /// How long a guest may go without a host call, or stay in one; 2 min. One that waits for a server makes
+    /// a call every 5 s, so that less than 10 s stops healthy ones.
     pub deadline: Duration,
 }
 

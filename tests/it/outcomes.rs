@@ -1,7 +1,8 @@
 //! What becomes of an entry after each kind of reply: the table of docs/semantics.md, and what an operator can do then.
 
 use crate::kit::{builder, json, open, path, replay, root, send, set_aside, tree};
-use crate::upstream::{Act, Reply, Resources, Seen, Upstream};
+use crate::resources::Resources;
+use crate::upstream::{Act, Reply, Seen, Upstream};
 use outbox_host::{Delivery, Error, Health, Keep, Outbox, Outcome, Place, Refused, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
