@@ -180,6 +180,11 @@ impl Dir {
         self.0.unlink_file_at(path).map_err(at("remove", path))
     }
 
+    /// Removes an empty directory.
+    pub fn remove_dir(&self, path: &str) -> Result<()> {
+        self.0.remove_directory_at(path).map_err(at("remove", path))
+    }
+
     /// Removes whatever is at a path, with all that is below. Links are removed, not followed.
     pub fn remove(&self, path: &str) -> Result<()> {
         match self.unlink(path) {
@@ -194,9 +199,9 @@ impl Dir {
             dir.remove(&name)?;
         }
         drop(dir);
-        match self.0.remove_directory_at(path) {
-            Err(ErrorCode::NoEntry) => Ok(()),
-            done => done.map_err(at("remove", path)),
+        match self.remove_dir(path) {
+            Err(fault) if fault.is_missing() => Ok(()),
+            removed => removed,
         }
     }
 

@@ -31,7 +31,7 @@ pub fn enqueue(config: &Config, queue: &Queue, request: &Request, body: Body<'_>
     let staging = queue.staging()?;
     let name = hex::encode(get_random_bytes(8));
     staging.create_dir(&name)?;
-    let published = stage(config, queue, request, body, &staging, &name);
+    let published = stage(config, queue, request, body, staging, &name);
     if published.is_err() {
         // What cannot be removed now is swept later.
         let _ = staging.remove(&name);

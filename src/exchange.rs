@@ -83,7 +83,10 @@ impl Reply {
 /// Why there is no reply.
 #[derive(Debug)]
 pub enum Failure {
-    /// The upstream was not reached or did not answer. What it did with the request is unknown.
+    /// The upstream could not be reached.
+    Unreachable(String),
+    /// The upstream did not answer. What it did with the request is unknown, and so is whether the request
+    /// is to blame.
     NoReply(String),
     /// The entry's body is not what was queued. The server has not seen its end.
     Damaged(String),
@@ -399,6 +402,22 @@ fn method(name: &str) -> Method {
 }
 
 fn no_reply(code: &ErrorCode) -> Failure {
+    use ErrorCode as Code;
+    let unreachable = matches!(
+        code,
+        Code::ConnectionRefused
+            | Code::ConnectionTimeout
+            | Code::DnsTimeout
+            | Code::DnsError(_)
+            | Code::DestinationNotFound
+            | Code::DestinationUnavailable
+            | Code::DestinationIpProhibited
+            | Code::DestinationIpUnroutable
+            | Code::TlsProtocolError
+            | Code::TlsCertificateError
+            | Code::TlsAlertReceived(_)
+            | Code::HttpRequestDenied
+    );
     let text = match code {
         ErrorCode::ConnectionRefused => "connection refused".into(),
         ErrorCode::ConnectionTimeout => "no connection within the timeout".into(),
@@ -422,7 +441,10 @@ fn no_reply(code: &ErrorCode) -> Failure {
         ErrorCode::HttpProtocolError => "the connection broke off, or the reply was no HTTP".into(),
         other => format!("{other:?}").trim_start_matches("ErrorCode::").to_owned(),
     };
-    Failure::NoReply(text)
+    match unreachable {
+        true => Failure::Unreachable(text),
+        false => Failure::NoReply(text),
+    }
 }
 
 /// The first line of a host's debug text, at most 200 characters: it may carry a whole backtrace.

@@ -33,6 +33,9 @@ use wasi::random::random::get_random_u64;
 /// A time to wait that is further away than this was written before the clock was set back; it is ignored.
 const LONGEST_WAIT: Duration = Duration::from_secs(25 * 3600);
 
+/// How often a request may break the connection off before it has to wait like one that is deferred.
+const PATIENCE: u32 = 3;
+
 /// How long the guest sleeps at most, in nanoseconds: a host that watches over it sees that it lives.
 const HEARTBEAT: u64 = 5_000_000_000;
 
@@ -317,9 +320,17 @@ impl Pass {
                 self.answered = true;
                 self.act(entry, &reply)
             }
-            Err(Failure::NoReply(why)) => {
+            Err(Failure::Unreachable(why)) => {
                 self.upstream_away(Health::Down, entry.id);
                 self.deferred(entry, Outcome::Deferred, why, None)
+            }
+            Err(Failure::NoReply(why)) => {
+                self.upstream_away(Health::Down, entry.id);
+                // It may be this request that the server cannot bear: another must get its turn as a probe.
+                let suspect =
+                    entry.state.attempts.checked_sub(PATIENCE - 1).map(|tries| tries.saturating_add(1));
+                let wait = suspect.map(|tries| backoff::entry(tries, get_random_u64() as u32));
+                self.deferred(entry, Outcome::Deferred, why, wait.map(|wait| SystemTime::now() + wait))
             }
             Err(Failure::Damaged(reason)) => self.set_corrupt(entry.id, &reason),
             Err(Failure::Unreadable(why)) => Settled::stays(Outcome::Deferred, why),

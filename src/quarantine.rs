@@ -95,9 +95,9 @@ pub fn corrupt(queue: &Queue, id: EntryId, reason: &str) -> Result<()> {
     staging.remove(&wrapper)?;
     staging.create_dir(&wrapper)?;
     staging.write(&format!("{wrapper}/{REASON}"), reason.as_bytes(), queue.sync)?;
-    queue.dir.rename(&name, &staging, &format!("{wrapper}/found"))?;
+    queue.dir.rename(&name, staging, &format!("{wrapper}/found"))?;
     let corrupt = queue.dir.open_or_create(CORRUPT)?;
-    move_aside(&staging, &wrapper, &corrupt, &format!("{id}."))?;
+    move_aside(staging, &wrapper, &corrupt, &format!("{id}."))?;
     sync_both(queue, &corrupt)
 }
 

@@ -4,12 +4,13 @@ use crate::bindings::exports::zddc::outbox::queue::Counts;
 use crate::bindings::types;
 use crate::clock;
 use crate::config::Config;
-use crate::dir::{DescriptorType, Dir, Fault, kind_name};
+use crate::dir::{DescriptorType, Dir, ErrorCode, Fault, kind_name};
 use crate::id::EntryId;
 use crate::layout::{self, ABANDONED_AFTER, BODY, CORRUPT, MAX_RECORD, META, Name, REJECTED, STAGING, STATE};
 use crate::meta::{Meta, Unusable, to_json};
 use crate::state::State;
 use crate::{Error, Result};
+use std::cell::OnceCell;
 use std::time::{Duration, SystemTime};
 
 /// The queue.
@@ -21,6 +22,7 @@ pub struct Queue {
     pub dir: Dir,
     /// Whether writes are synced.
     pub sync: bool,
+    staging: OnceCell<Dir>,
 }
 
 /// A pending entry, read and found sound (its body by length only).
@@ -66,7 +68,7 @@ impl Queue {
             }
             opened => opened?,
         };
-        Ok(Queue { root, dir, sync: config.sync })
+        Ok(Queue { root, dir, sync: config.sync, staging: OnceCell::new() })
     }
 
     /// Calls `each` with every name in the queue's directory.
@@ -162,11 +164,22 @@ impl Queue {
     /// the rest. A crash in between leaves it to the sweep.
     pub fn discard(&self, from: &Dir, name: &str) -> Result<()> {
         let staging = self.staging()?;
-        // A sweep that failed half-way may have left the name.
-        staging.remove(name)?;
-        from.rename(name, &staging, name)?;
-        // It is out of the queue. What is left of it takes space only, and the sweep will see to that.
-        let _ = staging.remove(name);
+        match from.rename(name, staging, name) {
+            // A removal that failed half-way has left the name.
+            Err(fault) if matches!(fault.code, ErrorCode::NotEmpty | ErrorCode::Exist) => {
+                staging.remove(name)?;
+                from.rename(name, staging, name)?;
+            }
+            renamed => renamed?,
+        }
+        // It is out of the queue. What is left of it takes space only, and the sweep sees to what stays. The
+        // files of a common entry are known by name, which spares a listing.
+        for file in [META, BODY] {
+            let _ = staging.unlink(&format!("{name}/{file}"));
+        }
+        if staging.remove_dir(name).is_err() {
+            let _ = staging.remove(name);
+        }
         Ok(())
     }
 
@@ -179,8 +192,12 @@ impl Queue {
     }
 
     /// `.staging`, made where it is missing.
-    pub fn staging(&self) -> Result<Dir> {
-        Ok(self.dir.open_or_create(STAGING)?)
+    pub fn staging(&self) -> Result<&Dir> {
+        if let Some(staging) = self.staging.get() {
+            return Ok(staging);
+        }
+        let opened = self.dir.open_or_create(STAGING)?;
+        Ok(self.staging.get_or_init(|| opened))
     }
 
     /// Removes what a crash left in `.staging`.
@@ -254,7 +271,6 @@ impl Queue {
 
 /// A fault in reading an entry's file: damage where trying again is pointless, else trouble of the machine.
 fn unreadable(fault: Fault) -> Unloadable {
-    use crate::dir::ErrorCode;
     match fault.code {
         ErrorCode::Loop
         // How wasmtime says that what was to be read is a directory.

@@ -6,10 +6,12 @@ use crate::bindings::zddc::outbox::types as wit;
 use crate::body::{self, Body, Kind};
 use crate::builder::Builder;
 use crate::driver::Driver;
+use crate::instances::Instances;
 use crate::model::{Counts, Delivery, Entry, Event, Finding, Health, Item, Report, Resume};
+use crate::recipe::Recipe;
 use crate::root::{self, Lock};
 use crate::sandbox::Instance;
-use crate::worker::{Recipe, Worker};
+use crate::worker::Worker;
 use crate::write::Write;
 use bytes::Bytes;
 use serde::Serialize;
@@ -26,8 +28,8 @@ pub struct Outbox(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
     recipe: Recipe,
-    /// Started when first wanted: queueing needs no replaying instance and the other way round.
-    queue: OnceLock<Worker>,
+    queue: Instances,
+    /// Started with the first pass.
     replayer: OnceLock<Worker>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) wake: Arc<Notify>,
@@ -80,8 +82,8 @@ impl Outbox {
 
     pub(crate) fn open(recipe: Recipe) -> Result<Outbox, Error> {
         Ok(Outbox(Arc::new(Inner {
+            queue: Instances::new(recipe.clone()),
             recipe,
-            queue: OnceLock::new(),
             replayer: OnceLock::new(),
             events: broadcast::channel(EVENT_BACKLOG).0,
             wake: Arc::default(),
@@ -103,7 +105,6 @@ impl Outbox {
         let request: wit::Request = write.into();
         let id = match body.0 {
             Kind::Bytes(bytes) => self.enqueue_bytes(request, bytes).await,
-            // On an instance and a thread of its own: others must not wait for a slow body.
             stream => self.enqueue_stream(request, stream).await,
         }?;
         self.0.wake.notify_one();
@@ -115,18 +116,11 @@ impl Outbox {
     }
 
     async fn enqueue_stream(&self, request: wit::Request, stream: Kind) -> Result<String, Error> {
-        let worker = Worker::start("enqueue", self.0.recipe.clone())?;
-        worker
-            .call(async move |instance| {
-                let id = instance
-                    .guard(async |exports, store| {
-                        let body = store.data_mut().table.push(body::input_stream(stream))?;
-                        exports.zddc_outbox_queue().call_enqueue(store, &request, body).await
-                    })
-                    .await?;
-                Ok(id?)
-            })
-            .await
+        self.queue(async move |queue, store| {
+            let body = store.data_mut().table.push(body::input_stream(stream))?;
+            queue.call_enqueue(store, &request, body).await
+        })
+        .await
     }
 
     /// Pending entries in queue order: at most `limit`, those after the id `after`.
@@ -177,7 +171,7 @@ impl Outbox {
                 }
             }
         };
-        self.queue_worker()?.call(job).await
+        self.0.queue.call(job).await
     }
 
     /// Ends a conflict; the new entry's id where the write was queued again.
@@ -259,10 +253,6 @@ impl Outbox {
         }
     }
 
-    fn queue_worker(&self) -> Result<&Worker, Error> {
-        started(&self.0.queue, "queue", &self.0.recipe)
-    }
-
     /// A call into the `queue` interface.
     async fn queue<T, F>(&self, call: F) -> Result<T, Error>
     where
@@ -279,17 +269,8 @@ impl Outbox {
                 instance.guard(async |exports, store| call(exports.zddc_outbox_queue(), store).await).await?;
             Ok(result?)
         };
-        self.queue_worker()?.call(job).await
+        self.0.queue.call(job).await
     }
-}
-
-fn started<'a>(slot: &'a OnceLock<Worker>, name: &str, recipe: &Recipe) -> Result<&'a Worker, Error> {
-    if let Some(worker) = slot.get() {
-        return Ok(worker);
-    }
-    let fresh = Worker::start(name, recipe.clone())?;
-    // Where two came at once, one thread too many ends at once.
-    Ok(slot.get_or_init(|| fresh))
 }
 
 impl Inner {
@@ -305,12 +286,21 @@ impl Inner {
         self.driver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn replayer(&self) -> Result<&Worker, Error> {
+        if let Some(worker) = self.replayer.get() {
+            return Ok(worker);
+        }
+        // The caller holds the lock of the root, so that nobody else starts one at the same time.
+        let fresh = Worker::start("replay", self.recipe.clone())?;
+        Ok(self.replayer.get_or_init(|| fresh))
+    }
+
     /// One pass. The caller holds the lock.
     pub(crate) async fn pass(&self, wake: bool, resume: Option<Resume>) -> Result<Report, Error> {
         let options = replayer::Options { wake, resume: resume.map(Into::into), budget_ms: None };
         let events = self.events.clone();
         let stop = self.stop.subscribe();
-        let worker = started(&self.replayer, "replay", &self.recipe)?;
+        let worker = self.replayer()?;
         let report = worker.call(async move |instance| pass(instance, options, events, stop).await).await;
         if let Ok(report) = &report {
             let _ = self.events.send(Event::Pass(report.clone()));

@@ -32,27 +32,26 @@ pub(crate) struct Dial {
     pub(crate) idle_timeout: Duration,
 }
 
-/// Clients by what they differ in, and by the tokio runtime that carries their connections: one that ended
-/// carries none.
+/// Clients by what they differ in. A connection is carried by the thread of the outbox that opened it, which
+/// spares each request several hand-overs between threads; when that outbox goes, its connections go.
 #[derive(Default)]
-pub(crate) struct Pool(Mutex<HashMap<(Dial, tokio::runtime::Id), Client>>);
+pub(crate) struct Pool(Mutex<HashMap<Dial, Client>>);
 
 impl Pool {
     pub(crate) fn client(&self, dial: &Dial) -> Result<Client, Error> {
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (dial.clone(), tokio::runtime::Handle::current().id());
-        if let Some(client) = clients.get(&key) {
+        if let Some(client) = clients.get(dial) {
             return Ok(client.clone());
         }
         let client = Client::new(dial)?;
-        clients.insert(key, client.clone());
+        clients.insert(dial.clone(), client.clone());
         Ok(client)
     }
 }
 
 /// Sends requests.
 #[derive(Clone)]
-pub(crate) struct Client(legacy::Client<HttpsConnector<HttpConnector>, WasiBody>, tokio::runtime::Handle);
+pub(crate) struct Client(legacy::Client<HttpsConnector<HttpConnector>, WasiBody>);
 
 impl Client {
     fn new(dial: &Dial) -> Result<Client, Error> {
@@ -75,30 +74,14 @@ impl Client {
             // The target's host is the origin's; over HTTP/1.1 the guest's Host header says the same.
             .set_host(true)
             .build(connector);
-        Ok(Client(client, tokio::runtime::Handle::current()))
+        Ok(Client(client))
     }
 
     /// Sends a request. A connection that turns out to be closed is replaced only where none of the request
     /// had been sent.
     pub(crate) async fn send(&self, mut request: Request<WasiBody>) -> Result<Response<Incoming>, HttpError> {
         *request.version_mut() = Version::HTTP_11;
-        let client = self.0.clone();
-        // On the pool's own runtime: the connection outlives the guest whose request opened it.
-        let mut task = AbortOnDrop(self.1.spawn(async move { client.request(request).await }));
-        match (&mut task.0).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(classify(&error)),
-            Err(_) => Err(HttpError::ConnectionTerminated),
-        }
-    }
-}
-
-/// A guest that gives a request up has it aborted.
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
+        self.0.request(request).await.map_err(|error| classify(&error))
     }
 }
 

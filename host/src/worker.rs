@@ -1,25 +1,13 @@
-//! A thread that owns an instance. File calls of the guest block it, so nothing else runs on it; whoever wants
-//! something of the instance sends a job. A job that ends in a trap costs the instance: the next job gets
+//! A thread that owns an instance and makes passes: file calls of the guest block it, and its connections live
+//! on it. Whoever wants something of the instance sends a job. A job that ends in a trap costs the instance: the next job gets
 //! a fresh one.
 
 use crate::Error;
-use crate::egress::Egress;
-use crate::runtime::Runtime;
-use crate::sandbox::{Instance, Limits};
-use std::path::PathBuf;
+use crate::recipe::Recipe;
+use crate::sandbox::Instance;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
-
-/// All that a new instance is made of.
-#[derive(Clone)]
-pub(crate) struct Recipe {
-    pub(crate) runtime: Runtime,
-    pub(crate) root: PathBuf,
-    pub(crate) env: Arc<Vec<(String, String)>>,
-    pub(crate) egress: Egress,
-    pub(crate) limits: Limits,
-}
 
 type Finished<'a> = Pin<Box<dyn Future<Output = Spent> + 'a>>;
 type Job = Box<dyn for<'a> FnOnce(&'a mut Instance) -> Finished<'a> + Send>;
@@ -88,16 +76,13 @@ async fn work(recipe: Recipe, mut inbox: mpsc::UnboundedReceiver<(Job, Refuse)>)
     while let Some((job, refuse)) = inbox.recv().await {
         let mut current = match instance.take() {
             Some(current) => current,
-            None => {
-                let Recipe { runtime, root, env, egress, limits } = recipe.clone();
-                match Instance::new(&runtime, &root, &env, egress, limits).await {
-                    Ok(fresh) => fresh,
-                    Err(error) => {
-                        refuse(error);
-                        continue;
-                    }
+            None => match recipe.instance().await {
+                Ok(fresh) => fresh,
+                Err(error) => {
+                    refuse(error);
+                    continue;
                 }
-            }
+            },
         };
         let Spent(spent) = job(&mut current).await;
         instance = (!spent).then_some(current);

@@ -28,7 +28,8 @@ pub struct Ran {
 }
 
 impl Ran {
-    fn from(output: std::process::Output) -> Ran {
+    /// Of a program that has ended.
+    pub fn from(output: std::process::Output) -> Ran {
         let text = |bytes| String::from_utf8(bytes).unwrap();
         let code = output.status.code().unwrap_or_else(|| panic!("ended by {}", output.status));
         Ran { code, stdout: text(output.stdout), stderr: text(output.stderr) }
@@ -82,7 +83,7 @@ impl Cli {
 
     /// The same, as JSON.
     pub fn json<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Value {
-        parse(&self.ok(args))
+        parse(self.ok(args))
     }
 
     /// Queues a write; its id.
@@ -190,7 +191,9 @@ impl Daemon {
                 Some(line)
             }
             Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => panic!("no further line within {PATIENCE:?} after {:#?}", self.log),
+            Err(RecvTimeoutError::Timeout) => {
+                panic!("no further line within {PATIENCE:?} after {:#?}", self.log)
+            }
         }
     }
 

@@ -24,7 +24,10 @@ fn check_empty(root: &Path, what: &str) {
     if dir.exists() {
         assert!(kit::tree(root).is_empty(), "{what}: {:?}", kit::tree(root));
         let staging = dir.join(".staging");
-        assert!(!staging.exists() || staging.read_dir().unwrap().next().is_none(), "{what}: .staging is not empty");
+        assert!(
+            !staging.exists() || staging.read_dir().unwrap().next().is_none(),
+            "{what}: .staging is not empty"
+        );
     }
 }
 
@@ -56,14 +59,20 @@ fn a_write_that_cannot_be_queued_is_refused_by_name_and_leaves_nothing() {
         (&["PUT", "/x", "--header", ": b"], &["header", "token"]),
         (&["PUT", "/x", "--header", "X-A: b\r\nX-B: c"], &["header \"b\\r\\nX-B: c\"", "control characters"]),
         (&["PUT", "/x", "--content-type", "a\nb"], &["content type \"a\\nb\"", "control characters"]),
-        (&["PUT", "/x", "--base-mod-time", "yesterday"], &["base mod time \"yesterday\"", "2026-05-01T10:00:00Z"]),
+        (
+            &["PUT", "/x", "--base-mod-time", "yesterday"],
+            &["base mod time \"yesterday\"", "2026-05-01T10:00:00Z"],
+        ),
         (&["PUT", "/x", "--base-mod-time", "2024-05-01"], &["\"2024-05-01\"", "RFC 3339"]),
         (&["PUT", "/x", "--base-mod-time", "2024-05-01T10:00:00"], &["offset"]),
         (&["PUT", "/x", "--base-etag", "v1"], &["ETag \"v1\"", "quoted"]),
         (&["PUT", "/x", "--base-etag", "*"], &["ETag \"*\"", "quoted"]),
         (&["PUT", "/x", "--base-etag", "W/\"v1\""], &["ETag \"W/\\\"v1\\\"\"", "weak", "modification time"]),
         (&["PUT", "/x", "--create", "--base-etag", "\"v1\""], &["--create", "--base-etag"]),
-        (&["PUT", "/x", "--create", "--base-mod-time", "2024-05-01T10:00:00Z"], &["--create", "--base-mod-time"]),
+        (
+            &["PUT", "/x", "--create", "--base-mod-time", "2024-05-01T10:00:00Z"],
+            &["--create", "--base-mod-time"],
+        ),
         (&["PUT", "/x", "--frob"], &["--frob"]),
         (&["PUT"], &["<URI>"]),
         (&["PUT", "/x", "/y"], &["/y"]),

@@ -10,8 +10,21 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 
 const COMMANDS: [&str; 15] = [
-    "run", "replay", "send", "list", "show", "conflicts", "rejected", "resolve", "retry", "drop", "verify", "status",
-    "wake", "demo", "completions",
+    "run",
+    "replay",
+    "send",
+    "list",
+    "show",
+    "conflicts",
+    "rejected",
+    "resolve",
+    "retry",
+    "drop",
+    "verify",
+    "status",
+    "wake",
+    "demo",
+    "completions",
 ];
 
 /// An outbox with a conflict, a rejected and a deferred entry; their ids.
@@ -40,7 +53,10 @@ fn list_shows_what_waits_in_order_and_what_happened_to_it() {
     for (entry, (id, uri)) in list.as_array().unwrap().iter().zip(ids.iter().zip(["/a", "/b"])) {
         let tried = uri == "/a";
         let last_error = if tried { json!("connection refused") } else { json!(null) };
-        assert_eq!((&entry["id"], &entry["method"], &entry["raw_uri"]), (&json!(id), &json!("PUT"), &json!(uri)));
+        assert_eq!(
+            (&entry["id"], &entry["method"], &entry["raw_uri"]),
+            (&json!(id), &json!("PUT"), &json!(uri))
+        );
         assert_eq!((&entry["attempts"], &entry["last_error"]), (&json!(u32::from(tried)), &last_error));
         let queued_at = entry["queued_at"].as_str().unwrap();
         assert!(queued_at.len() == 20 && queued_at.ends_with('Z'), "{queued_at}");
@@ -57,7 +73,9 @@ async fn fill(cli: &Cli, entries: usize) -> Vec<String> {
     let outbox = kit::builder(cli.root.path()).durability(Durability::None).open().unwrap();
     let mut ids = Vec::new();
     for i in 0..entries {
-        ids.push(outbox.enqueue_write(outbox_host::Write::new("PUT", format!("/{i}")), "x".into()).await.unwrap());
+        ids.push(
+            outbox.enqueue_write(outbox_host::Write::new("PUT", format!("/{i}")), "x".into()).await.unwrap(),
+        );
     }
     ids
 }
@@ -131,9 +149,10 @@ fn conflicts_and_rejected_entries_are_listed_apart() {
     assert_eq!(empty.ok(["rejected"]), "nothing was rejected\n");
     assert_eq!(empty.ok(["conflicts", "--json"]), "[]\n");
     let (cli, [conflict, rejected, _]) = three_kinds();
-    for (command, id, status, reason) in
-        [("conflicts", &conflict, 412, "not the one that this write was based on"), ("rejected", &rejected, 422, "refused it")]
-    {
+    for (command, id, status, reason) in [
+        ("conflicts", &conflict, 412, "not the one that this write was based on"),
+        ("rejected", &rejected, 422, "refused it"),
+    ] {
         let listed = cli.json([command, "--json"]);
         assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
         assert_eq!(listed[0]["entry"]["id"], json!(id));

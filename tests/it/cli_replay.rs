@@ -114,7 +114,9 @@ fn the_upstream_may_come_from_the_environment_and_have_a_prefix() {
     let server = Upstream::start(answers);
     cli.send(&["PUT", "/a?x=1"]);
     let mut command = cli.command(["replay"]);
-    assert!(command.env("OUTBOX_UPSTREAM", format!("{}/dav/", server.url())).output().unwrap().status.success());
+    assert!(
+        command.env("OUTBOX_UPSTREAM", format!("{}/dav/", server.url())).output().unwrap().status.success()
+    );
     assert_eq!(server.lines(), ["PUT /dav/a?x=1"]);
 }
 

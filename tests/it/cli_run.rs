@@ -46,7 +46,10 @@ async fn it_delivers_what_waited_and_what_others_queue_and_logs_each_outcome_onc
     let running = log.iter().find(|line| line["message"] == "running").unwrap();
     assert_eq!(running["upstream"], json!(server.url()));
     let warned = log.iter().find(|line| line["message"] == "rejected").unwrap();
-    assert_eq!((&warned["level"], &warned["status"], &warned["uri"]), (&json!("WARN"), &json!(422), &json!("/rejected")));
+    assert_eq!(
+        (&warned["level"], &warned["status"], &warned["uri"]),
+        (&json!("WARN"), &json!(422), &json!("/rejected"))
+    );
 }
 
 #[tokio::test]
@@ -134,7 +137,10 @@ async fn a_root_has_one_replayer_and_the_others_are_told_which() {
     for command in ["run", "replay"] {
         let ran = cli.run([command, "--upstream", &server.url()]);
         assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:?}");
-        assert!(ran.stderr.contains(&format!("process {pid}")) && ran.stderr.contains("outbox wake"), "{ran:?}");
+        assert!(
+            ran.stderr.contains(&format!("process {pid}")) && ran.stderr.contains("outbox wake"),
+            "{ran:?}"
+        );
         assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
     }
     let status = cli.json(["status", "--json"]);
@@ -183,7 +189,8 @@ async fn a_rotated_token_is_taken_up_and_no_token_is_ever_logged() {
         _ => 401,
     });
     cli.send(&["PUT", "/x"]);
-    let mut daemon = cli.daemon(&server.url(), &["--bearer-file", file.to_str().unwrap(), "--log-level", "debug"]);
+    let mut daemon =
+        cli.daemon(&server.url(), &["--bearer-file", file.to_str().unwrap(), "--log-level", "debug"]);
     daemon.wait_for("upstream wants other credentials");
     std::fs::write(&file, "s3cret-new\n").unwrap();
     daemon.signal(Signal::HUP);
@@ -203,6 +210,10 @@ async fn the_text_log_has_a_line_for_each_outcome_and_no_colours_in_a_file() {
     daemon.signal(Signal::TERM);
     let (status, log) = daemon.end();
     assert_eq!(status.code(), Some(0), "{log:#?}");
-    assert_eq!(log.iter().filter(|line| line.contains(&id) && line.contains("delivered")).count(), 1, "{log:#?}");
+    assert_eq!(
+        log.iter().filter(|line| line.contains(&id) && line.contains("delivered")).count(),
+        1,
+        "{log:#?}"
+    );
     assert!(!log.concat().contains('\u{1b}'), "{log:#?}");
 }

@@ -13,9 +13,22 @@ fn every_option_of_send_reaches_the_entry_on_disk() {
     let body = cli.root.path().join("note.txt");
     std::fs::write(&body, "hello").unwrap();
     let printed = cli.json([
-        "send", "PATCH", "/notes/a%20b?x=1&y=<2>", "--json", "--body", body.to_str().unwrap(),
-        "--content-type", "text/plain; charset=utf-8", "--header", "X-Trace: 7", "--header", "Destination:/b",
-        "--base-mod-time", "2024-05-01T10:00:00.123456789+02:00", "--base-etag", "\"v1\"",
+        "send",
+        "PATCH",
+        "/notes/a%20b?x=1&y=<2>",
+        "--json",
+        "--body",
+        body.to_str().unwrap(),
+        "--content-type",
+        "text/plain; charset=utf-8",
+        "--header",
+        "X-Trace: 7",
+        "--header",
+        "Destination:/b",
+        "--base-mod-time",
+        "2024-05-01T10:00:00.123456789+02:00",
+        "--base-etag",
+        "\"v1\"",
     ]);
     let id = printed["id"].as_str().unwrap();
     let meta = json(&path(cli.root.path(), id).join("meta.json"));
@@ -72,11 +85,16 @@ fn what_is_queued_is_private_whatever_the_umask() {
     let printed = feed(command, b"secret").expect(0);
     let id = printed.trim_end().strip_prefix("queued ").unwrap();
     let mode = |path: &str| {
-        std::fs::metadata(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}")).permissions().mode() & 0o777
+        std::fs::metadata(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}")).permissions().mode()
+            & 0o777
     };
-    for (file, expected) in
-        [("", 0o700), ("/.staging", 0o700), (&format!("/{id}"), 0o700), (&format!("/{id}/meta.json"), 0o600), (&format!("/{id}/body.bin"), 0o600)]
-    {
+    for (file, expected) in [
+        ("", 0o700),
+        ("/.staging", 0o700),
+        (&format!("/{id}"), 0o700),
+        (&format!("/{id}/meta.json"), 0o600),
+        (&format!("/{id}/body.bin"), 0o600),
+    ] {
         assert_eq!(mode(&format!("{OUTBOX_DIR}{file}")), expected, "{file}");
     }
 }
@@ -112,7 +130,8 @@ fn many_processes_queue_at_once_and_every_write_is_there_under_an_id_of_its_own(
     let cli = Cli::new();
     let children: Vec<_> = (0..12)
         .map(|i| {
-            let mut command = cli.command(["send".to_owned(), "PUT".into(), format!("/{i}"), "--json".into()]);
+            let mut command =
+                cli.command(["send".to_owned(), "PUT".into(), format!("/{i}"), "--json".into()]);
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         })
         .collect();
@@ -124,7 +143,8 @@ fn many_processes_queue_at_once_and_every_write_is_there_under_an_id_of_its_own(
     }
     assert_eq!(ids.len(), 12);
     let listed = cli.json(["list", "--json"]);
-    let listed: Vec<_> = listed.as_array().unwrap().iter().map(|entry| entry["id"].as_str().unwrap()).collect();
+    let listed: Vec<_> =
+        listed.as_array().unwrap().iter().map(|entry| entry["id"].as_str().unwrap()).collect();
     assert_eq!(listed, ids.iter().map(String::as_str).collect::<Vec<_>>());
 }
 

@@ -12,7 +12,15 @@ fn everything_is_synced_before_a_write_is_acknowledged() {
     let names: Vec<&str> = calls.iter().map(String::as_str).collect();
     assert_eq!(
         names,
-        ["fsync root", "fsync body.bin", "fsync meta.json", "fsync staged", "rename", "fsync queue", "acknowledge"]
+        [
+            "fsync root",
+            "fsync body.bin",
+            "fsync meta.json",
+            "fsync staged",
+            "rename",
+            "fsync queue",
+            "acknowledge"
+        ]
     );
 }
 

@@ -4,7 +4,7 @@
 
 use crate::cli::{Cli, parse};
 use crate::kit::{OUTBOX_DIR, builder, json, path, replay, root, tree};
-use crate::upstream::{Act, Reply, Seen, Upstream};
+use crate::upstream::{Act, Reply, ReservedPort, Seen, Upstream};
 use outbox_host::{Health, Keep, Place};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -180,7 +180,9 @@ async fn what_the_original_queued_may_conflict_be_refused_or_wait_like_our_own()
     let server = Upstream::start(|seen: &Seen| match (seen.method.as_str(), seen.target.as_str()) {
         ("PUT", "/notes/plain.txt") => Act::from(503),
         ("POST", _) => Act::from(400),
-        (_, "/notes/old.txt") => Reply::new(412).header("Last-Modified", "Wed, 01 May 2024 09:00:00 GMT").into(),
+        (_, "/notes/old.txt") => {
+            Reply::new(412).header("Last-Modified", "Wed, 01 May 2024 09:00:00 GMT").into()
+        }
         _ => Act::from(200),
     });
     let outbox = builder(root.path()).upstream(server.url()).open().unwrap();
@@ -312,6 +314,10 @@ fn the_running_original_reads_and_replays_what_we_queue() {
             }
         }
     }
+    // An attempt in vain notes it in state.json, and takes .lock.
+    cli.replay(&ReservedPort::new().url(), &[]);
+    assert!(path(cli.root.path(), &ids[0]).join("state.json").exists());
+    std::fs::write(path(cli.root.path(), ".wake"), "").unwrap();
     let kept = |cli: &Cli| -> Vec<String> {
         let all = cli.tree();
         all.into_iter().filter(|name| !ids.iter().any(|id| name.starts_with(id.as_str()))).collect()
@@ -336,7 +342,11 @@ fn the_running_original_reads_and_replays_what_we_queue() {
         _ => 200,
     });
     let (result, _) = run(&["replay", "-root", root, "-upstream", &server.url()]);
-    assert_eq!((&result["replayed"], &result["conflicts"]), (&(writes.len() - 2).into(), &1.into()), "{result}");
+    assert_eq!(
+        (&result["replayed"], &result["conflicts"]),
+        (&(writes.len() - 2).into(), &1.into()),
+        "{result}"
+    );
     let seen = server.seen();
     assert_eq!(seen.len(), writes.len());
     for (i, (request, (args, since))) in seen.iter().zip(writes).enumerate() {
@@ -347,6 +357,9 @@ fn the_running_original_reads_and_replays_what_we_queue() {
         assert_eq!(request.header("content-type"), content_type, "{args:?}");
     }
 
+    for ours in [".lock", ".wake", ".staging"] {
+        assert!(path(cli.root.path(), ours).exists(), "{ours}");
+    }
     // What the original left, we read: an entry that waits, and a conflict of its making.
     assert_eq!(kept(&cli).iter().filter(|name| !before.contains(name)).count(), 0);
     assert!(before.iter().all(|name| kept(&cli).contains(name)));
@@ -354,7 +367,8 @@ fn the_running_original_reads_and_replays_what_we_queue() {
     assert_eq!((left.as_array().unwrap().len(), left[0]["id"].as_str()), (1, ids.last().map(String::as_str)));
     let conflicts = cli.json(["conflicts", "--json"]);
     let theirs = &ids[ids.len() - 2];
-    let conflict = conflicts.as_array().unwrap().iter().find(|c| c["entry"]["id"] == theirs.as_str()).unwrap();
+    let conflict =
+        conflicts.as_array().unwrap().iter().find(|c| c["entry"]["id"] == theirs.as_str()).unwrap();
     assert_eq!((&conflict["reply"], &conflict["validator"]), (&parse("null"), &parse("null")));
     let ran = cli.run(["resolve", theirs, "--keep", "mine"]);
     assert!(ran.code == 1 && ran.stderr.contains("named no version"), "{ran:?}");

@@ -13,7 +13,10 @@ async fn writes_queued_while_the_server_is_away_arrive_in_order_when_it_is_back(
         send(&outbox, "PUT", uri, body).await;
     }
     let (report, deliveries) = replay(&outbox).await;
-    assert_eq!((report.delivered, report.deferred, report.remaining, report.upstream), (0, 1, 3, Health::Down));
+    assert_eq!(
+        (report.delivered, report.deferred, report.remaining, report.upstream),
+        (0, 1, 3, Health::Down)
+    );
     assert_eq!(deliveries[0].detail.as_deref(), Some("connection refused"));
     let server = Upstream::start_on(port, |_| 204);
     let (report, _) = replay(&outbox).await;

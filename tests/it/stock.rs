@@ -6,7 +6,7 @@ use crate::kit::{OUTBOX_DIR, path};
 use crate::upstream::{Act, Gate, Reply, ReservedPort, Seen, Upstream};
 use outbox_host::Runtime;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -27,7 +27,9 @@ impl Stock {
             Ok(version) if version.status.success() => {}
             found if named.is_some() => panic!("OUTBOX_WASMTIME={wasmtime} does not run: {found:?}"),
             _ => {
-                println!("skipped: no wasmtime on the PATH, and OUTBOX_WASMTIME is not set; see docs/wasmtime.md");
+                println!(
+                    "skipped: no wasmtime on the PATH, and OUTBOX_WASMTIME is not set; see docs/wasmtime.md"
+                );
                 return None;
             }
         }
@@ -73,13 +75,17 @@ impl Stock {
 #[test]
 fn a_stock_host_queues_lists_counts_and_replays() {
     let Some(stock) = Stock::find() else { return };
-    let args = ["PUT", "/a?x=1", "--content-type", "text/plain", "--header", "X-Trace: 7", "--base-etag", "\"v1\""];
+    let args =
+        ["PUT", "/a?x=1", "--content-type", "text/plain", "--header", "X-Trace: 7", "--base-etag", "\"v1\""];
     let put = stock.send(&args, b"from stdin");
     let post = stock.send(&["POST", "/b", "--base-mod-time", "2024-05-01T10:00:00+02:00"], b"");
     let lines: Vec<Value> = stock.run(&["list"], b"").expect(0).lines().map(parse).collect();
     assert_eq!(lines.len(), 2);
     for (line, (id, uri, len)) in lines.iter().zip([(&put, "/a?x=1", 10), (&post, "/b", 0)]) {
-        assert_eq!((&line["id"], &line["raw_uri"], &line["body_len"]), (&json!(id), &json!(uri), &json!(len)));
+        assert_eq!(
+            (&line["id"], &line["raw_uri"], &line["body_len"]),
+            (&json!(id), &json!(uri), &json!(len))
+        );
     }
     let counts = parse(stock.run(&["count"], b"").expect(0));
     assert_eq!((&counts["pending"], &counts["oldest"]), (&json!(2), &json!(put)));
@@ -92,14 +98,21 @@ fn a_stock_host_queues_lists_counts_and_replays() {
     let ids: Vec<&str> = outcomes.iter().map(|o| o["id"].as_str().unwrap()).collect();
     assert_eq!(ids, [put.as_str(), &post, &ours]);
     assert!(outcomes.iter().all(|o| o["outcome"] == "delivered"), "{outcomes:?}");
-    assert_eq!((&report["delivered"], &report["remaining"], &report["upstream"]), (&json!(3), &json!(0), &json!("up")));
+    assert_eq!(
+        (&report["delivered"], &report["remaining"], &report["upstream"]),
+        (&json!(3), &json!(0), &json!("up"))
+    );
     assert!(report["next_delay_ms"].is_u64());
     let seen = server.seen();
     assert_eq!(server.lines(), ["PUT /a?x=1", "POST /b", "DELETE /c"]);
     assert_eq!(seen[0].body, b"from stdin");
-    for (name, value) in
-        [("if-match", "\"v1\""), ("x-trace", "7"), ("content-type", "text/plain"), ("content-length", "10"), ("idempotency-key", &put)]
-    {
+    for (name, value) in [
+        ("if-match", "\"v1\""),
+        ("x-trace", "7"),
+        ("content-type", "text/plain"),
+        ("content-length", "10"),
+        ("idempotency-key", &put),
+    ] {
         assert_eq!(seen[0].header(name), Some(value), "{name}");
     }
     assert_eq!(seen[1].header("if-unmodified-since"), Some("Wed, 01 May 2024 08:00:00 GMT"));
@@ -120,7 +133,9 @@ fn a_stock_host_keeps_what_is_refused_and_waits_for_what_is_away() {
     let (outcomes, report) = stock.replay(&server.url(), &[]);
     assert_eq!((&outcomes[0]["status"], &report["upstream"]), (&json!(null), &json!("down")), "{outcomes:?}");
     // Read slowly, and not all of it before the reply: neither is a reason to give up.
-    server.script(|_: &Seen| Act::ReadSlowly(Duration::from_millis(2), Reply::new(503).header("Retry-After", "3600")));
+    server.script(|_: &Seen| {
+        Act::ReadSlowly(Duration::from_millis(2), Reply::new(503).header("Retry-After", "3600"))
+    });
     let (outcomes, _) = stock.replay(&server.url(), &[]);
     assert_eq!((&outcomes[0]["status"], &outcomes[0]["outcome"]), (&json!(503), &json!("deferred")));
     assert_eq!(server.seen().last().unwrap().body_len, large.len() as u64);
@@ -129,7 +144,11 @@ fn a_stock_host_keeps_what_is_refused_and_waits_for_what_is_away() {
     // An answer before the body was read is a race that wasmtime's HTTP client may lose; the entry is kept either way.
     server.script(|_: &Seen| Act::ReplyUnread(Reply::new(413)));
     let (outcomes, report) = stock.replay(&server.url(), &[]);
-    assert_eq!(report["rejected"].as_u64().unwrap() + report["remaining"].as_u64().unwrap(), 1, "{outcomes:?}");
+    assert_eq!(
+        report["rejected"].as_u64().unwrap() + report["remaining"].as_u64().unwrap(),
+        1,
+        "{outcomes:?}"
+    );
     // After the body it is none.
     stock.cli.ok(["retry", &id]);
     server.script(|_: &Seen| Act::Reply(Reply::new(413).body("too much")));
@@ -163,7 +182,8 @@ async fn a_stock_host_runs_as_a_daemon_that_sees_what_others_queue() {
     gate.open();
     let (outcomes, _) = stock.replay(&url, &[]);
     assert_eq!(outcomes.len(), 1);
-    let keys: Vec<_> = server.seen().iter().map(|s| s.header("idempotency-key").unwrap().to_owned()).collect();
+    let keys: Vec<_> =
+        server.seen().iter().map(|s| s.header("idempotency-key").unwrap().to_owned()).collect();
     assert_eq!(keys, [before, during, last.clone(), last]);
 }
 
@@ -172,7 +192,9 @@ fn a_stock_host_is_told_what_is_wrong_in_a_line_and_leaves_nothing() {
     let Some(stock) = Stock::find() else { return };
     stock.send(&["PUT", "/x"], b"");
     let tree = stock.cli.tree();
-    let cases: &[(&[(&str, &str)], &[&str], &[&str])] = &[
+    type Texts = &'static [&'static str];
+    type Env = &'static [(&'static str, &'static str)];
+    let cases: &[(Env, Texts, Texts)] = &[
         (&[], &["frob"], &["\"frob\"", "help"]),
         (&[], &["send", "put", "/x"], &["\"put\"", "use PUT"]),
         (&[], &["send", "PUT"], &["method and a URI"]),
@@ -191,7 +213,11 @@ fn a_stock_host_is_told_what_is_wrong_in_a_line_and_leaves_nothing() {
     ];
     for (env, args, wanted) in cases {
         let ran = feed(stock.command(env, args), b"too long");
-        assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.lines().count()), (1, "", 1), "{args:?}: {ran:?}");
+        assert_eq!(
+            (ran.code, ran.stdout.as_str(), ran.stderr.lines().count()),
+            (1, "", 1),
+            "{args:?}: {ran:?}"
+        );
         assert!(ran.stderr.starts_with("outbox: ") && !ran.stderr.contains("s3cret"), "{args:?}: {ran:?}");
         for text in *wanted {
             assert!(ran.stderr.contains(text), "{args:?}: no {text:?} in {ran:?}");
@@ -199,11 +225,14 @@ fn a_stock_host_is_told_what_is_wrong_in_a_line_and_leaves_nothing() {
     }
     assert_eq!(stock.cli.tree(), tree);
     assert_eq!(path(stock.cli.root.path(), ".staging").read_dir().unwrap().count(), 0);
-    let ran = feed({
-        let mut command = stock.cli.clean(&stock.wasmtime, ["run", "-S", "http"]);
-        command.arg(&stock.component).arg("run").env("OUTBOX_UPSTREAM", "http://h");
-        command
-    }, b"");
+    let ran = feed(
+        {
+            let mut command = stock.cli.clean(&stock.wasmtime, ["run", "-S", "http"]);
+            command.arg(&stock.component).arg("run").env("OUTBOX_UPSTREAM", "http://h");
+            command
+        },
+        b"",
+    );
     assert_eq!(ran.code, 1);
     assert!(ran.stderr.contains("--dir DIR::/data"), "{ran:?}");
 }
@@ -212,7 +241,8 @@ fn a_stock_host_is_told_what_is_wrong_in_a_line_and_leaves_nothing() {
 fn a_reader_that_goes_away_does_not_trap_a_stock_host() {
     let Some(stock) = Stock::find() else { return };
     stock.send(&["PUT", "/x"], b"");
-    let mut child = stock.command(&[], &["list"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        stock.command(&[], &["list"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
@@ -224,9 +254,61 @@ fn under_a_private_umask_a_stock_host_makes_private_files() {
     use std::os::unix::fs::PermissionsExt;
     let dir = format!("{}::/data", stock.cli.root.path().display());
     let script = r#"umask 077; exec "$0" "$@""#;
-    let args = ["-c", script, &stock.wasmtime, "run", "-S", "http", "--dir", &dir, stock.component.to_str().unwrap(), "send", "PUT", "/x"];
+    let args = [
+        "-c",
+        script,
+        &stock.wasmtime,
+        "run",
+        "-S",
+        "http",
+        "--dir",
+        &dir,
+        stock.component.to_str().unwrap(),
+        "send",
+        "PUT",
+        "/x",
+    ];
     let id = parse(feed(stock.cli.clean("sh", args), b"").expect(0))["id"].as_str().unwrap().to_owned();
-    let mode = |path: String| std::fs::metadata(stock.cli.root.path().join(path)).unwrap().permissions().mode() & 0o777;
+    let mode = |path: String| {
+        std::fs::metadata(stock.cli.root.path().join(path)).unwrap().permissions().mode() & 0o777
+    };
     assert_eq!(mode(OUTBOX_DIR.into()), 0o700);
     assert_eq!(mode(format!("{OUTBOX_DIR}/{id}/meta.json")), 0o600);
+}
+
+#[tokio::test]
+async fn the_recipes_in_the_documentation_run_as_they_stand_there() {
+    let Some(stock) = Stock::find() else { return };
+    let doc = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/wasmtime.md");
+    let doc = std::fs::read_to_string(doc).unwrap();
+    let recipes: Vec<&str> = doc.lines().filter(|line| line.starts_with("wasmtime run")).collect();
+    assert_eq!(recipes.len(), 6);
+    let here = stock.cli.root.path();
+    std::fs::create_dir(here.join("outbox-data")).unwrap();
+    std::fs::write(here.join("today.txt"), "buy milk").unwrap();
+    std::fs::copy(&stock.component, here.join("outbox.wasm")).unwrap();
+    let server = Upstream::start(|_| 204);
+    let shell = |recipe: &str| {
+        let recipe = recipe
+            .replacen("wasmtime", "exec \"$WASMTIME\"", 1)
+            .replace("https://example.org", &server.url());
+        let mut command = stock.cli.clean("sh", ["-euc", &recipe]);
+        command.current_dir(here).env("WASMTIME", &stock.wasmtime);
+        command
+    };
+    for recipe in recipes {
+        if recipe.ends_with(" run") {
+            let root = here.join("outbox-data");
+            stock.cli.send(&["PUT", "/later", "--root", root.to_str().unwrap()]);
+            let daemon = Daemon::spawn(shell(recipe));
+            server.wait_for(3).await;
+            drop(daemon);
+        } else {
+            let ran = Ran::from(shell(recipe).output().unwrap());
+            assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{recipe}: {ran:?}");
+        }
+    }
+    let mut lines = server.lines();
+    lines.sort();
+    assert_eq!(lines, ["DELETE /notes/old.txt", "PUT /later", "PUT /notes/today.txt"]);
 }

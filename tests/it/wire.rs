@@ -252,11 +252,11 @@ async fn an_entry_of_the_original_is_sent_as_it_is() {
 }
 
 #[tokio::test]
-async fn many_writes_share_one_connection_and_so_do_passes_and_outboxes() {
+async fn many_writes_share_one_connection_and_so_do_passes() {
     let server = Upstream::start(|_| Reply::new(200).body("some content"));
+    let root = root();
+    let outbox = builder(root.path()).upstream(server.url()).concurrency(1).open().unwrap();
     for pass in 1..=3 {
-        let root = root();
-        let outbox = builder(root.path()).upstream(server.url()).concurrency(1).open().unwrap();
         for n in 0..20 {
             send(&outbox, "PUT", &format!("/{n}"), "x").await;
         }

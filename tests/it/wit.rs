@@ -15,12 +15,17 @@ fn the_vendored_wit_is_that_of_the_wasi_crate() {
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
     // Other crates may bring another version; the one with WASI 0.2 in it is ours.
-    let wasip2 = packages.iter().find(|p| p["name"] == "wasip2" && p["version"].as_str().unwrap().contains("0.2.12"));
+    let wasip2 =
+        packages.iter().find(|p| p["name"] == "wasip2" && p["version"].as_str().unwrap().contains("0.2.12"));
     let manifest = wasip2.expect("wasip2 for WASI 0.2.12 is a dependency")["manifest_path"].as_str().unwrap();
     let original = Path::new(manifest).parent().unwrap().join("wit/deps");
     for name in ["cli", "clocks", "filesystem", "http", "io", "random", "sockets"] {
         let file = format!("{name}.wit");
         let read = |dir: &Path| std::fs::read_to_string(dir.join(&file)).unwrap();
-        assert_eq!(read(&root.join("wit/deps")), read(&original), "{file}: copy it from the wasip2 crate again");
+        assert_eq!(
+            read(&root.join("wit/deps")),
+            read(&original),
+            "{file}: copy it from the wasip2 crate again"
+        );
     }
 }

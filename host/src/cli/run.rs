@@ -141,10 +141,10 @@ impl HangUps {
     /// Returns at the next one, never where there are none.
     async fn next(&mut self) {
         #[cfg(unix)]
-        if let Ok(signals) = &mut self.signals {
-            if signals.recv().await.is_some() {
-                return;
-            }
+        if let Ok(signals) = &mut self.signals
+            && signals.recv().await.is_some()
+        {
+            return;
         }
         std::future::pending().await
     }

@@ -1,0 +1,67 @@
+//! Instances for calls into the queue. A call takes an idle one, or a fresh one, and runs on the thread that
+//! asks for it: handing it to another thread and back would cost as much as queueing a small write. Calls
+//! that come together run side by side, each in its own instance on the same directory.
+
+use crate::Error;
+use crate::recipe::Recipe;
+use crate::sandbox::Instance;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// Idle instances that are kept: as many as callers that usually come together.
+const KEPT: usize = 8;
+
+/// Makes and keeps instances.
+#[derive(Clone)]
+pub(crate) struct Instances(Arc<Inner>);
+
+struct Inner {
+    recipe: Recipe,
+    idle: Mutex<Vec<Instance>>,
+}
+
+impl Instances {
+    pub(crate) fn new(recipe: Recipe) -> Instances {
+        Instances(Arc::new(Inner { recipe, idle: Mutex::default() }))
+    }
+
+    /// Runs a job on an instance. Its file calls block the thread, which tokio is told.
+    pub(crate) async fn call<T, F>(&self, job: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: AsyncFnOnce(&mut Instance) -> Result<T, Error> + Send + 'static,
+    {
+        let tokio = Handle::current();
+        match tokio.runtime_flavor() {
+            RuntimeFlavor::MultiThread => tokio::task::block_in_place(|| tokio.block_on(self.run(job))),
+            // The only thread of the others must not be blocked.
+            _ => {
+                let this = self.clone();
+                let run = move || tokio.block_on(this.run(job));
+                tokio::task::spawn_blocking(run).await.map_err(|_| Error::ShutDown)?
+            }
+        }
+    }
+
+    async fn run<T, F>(&self, job: F) -> Result<T, Error>
+    where
+        F: AsyncFnOnce(&mut Instance) -> Result<T, Error>,
+    {
+        let idle = self.idle().pop();
+        let mut instance = match idle {
+            Some(instance) => instance,
+            None => self.0.recipe.instance().await?,
+        };
+        let result = job(&mut instance).await;
+        let spent = matches!(result, Err(Error::Trapped(_)));
+        let mut idle = self.idle();
+        if !spent && idle.len() < KEPT {
+            idle.push(instance);
+        }
+        result
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Instance>> {
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
