@@ -5,9 +5,9 @@
 //! ```
 //!
 //! Both sides work in turn, round by round, each in a fresh directory, so that a busy machine troubles both.
-//! What is replayed is queued before anything is measured, and nothing is removed before the end: some file
-//! systems (ext4 without a journal, for one) are several times slower at making files for minutes after
-//! files were removed. So leave a few minutes between two runs, too.
+//! What makes files comes before what removes some, and the directories go at the very end: some file
+//! systems (ext4 without a journal, for one) are several times slower at making files for minutes after files
+//! were removed. So leave a few minutes between two runs, too.
 
 mod original;
 mod ours;
@@ -101,14 +101,6 @@ fn bench(options: &Options) -> Result<()> {
     let mut sides: Vec<&dyn Side> = vec![&ours];
     sides.extend(original.iter().map(|original| original as &dyn Side));
 
-    eprintln!("preparing {} lines, {rounds} rounds", rows.len());
-    for (index, row) in rows.iter().enumerate() {
-        for round in 0..rounds {
-            for (side, who) in sides.iter().enumerate() {
-                who.prepare(&row.work, &root(row, index, round, side))?;
-            }
-        }
-    }
     let servers = Servers::start(baseline.as_deref())?;
     let mut lines = Vec::new();
     for (index, row) in rows.iter().enumerate() {
@@ -118,6 +110,7 @@ fn bench(options: &Options) -> Result<()> {
             for (side, (who, figures)) in sides.iter().zip(&mut figures).enumerate() {
                 let root = root(row, index, round, side);
                 settle();
+                who.prepare(&row.work, &root)?;
                 let figure = who.run(&row.work, &root, &servers);
                 figures.push(figure.with_context(|| format!("{}, {}", row.name, row.place.name))?);
             }
@@ -165,7 +158,8 @@ fn root(row: &Row<'_>, index: usize, round: usize, side: usize) -> PathBuf {
     row.place.dir.path().join(format!("{index}-{round}-{side}"))
 }
 
-/// What earlier work left to be written is written before the next is measured.
+/// What earlier work left to be written is written before the next begins. Not so what is queued only to be
+/// replayed: on a disk mounted with `discard`, removing what is on it measures the disk and nothing else.
 fn settle() {
     #[cfg(unix)]
     rustix::fs::sync();
@@ -177,7 +171,11 @@ fn notes(places: &[Place], with_original: bool, rounds: usize, started: Instant)
         started.elapsed().as_secs()
     )];
     for place in places {
-        notes.push(format!("{}: {}", place.name, place.dir.path().parent().unwrap_or(Path::new("")).display()));
+        notes.push(format!(
+            "{}: {}",
+            place.name,
+            place.dir.path().parent().unwrap_or(Path::new("")).display()
+        ));
     }
     if !places.iter().any(|place| place.name == "memory") {
         notes.push("memory: left out, there is no /dev/shm".into());

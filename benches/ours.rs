@@ -5,6 +5,7 @@ use crate::plan::{LARGE, SMALL, Work};
 use crate::process::{self, Servers};
 use anyhow::{Result, ensure};
 use outbox_host::{Body, Builder, Durability, Outbox, Runtime, RuntimeOptions, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -52,6 +53,14 @@ impl Ours {
         })
     }
 
+    fn queue_one(&self, root: &Path, write: Write, body: Body) -> Result<()> {
+        self.tokio.block_on(async {
+            let outbox = self.builder(root).durability(Durability::None).open()?;
+            outbox.enqueue_write(write, body).await?;
+            Ok(())
+        })
+    }
+
     fn replay(&self, root: &Path, entries: u32, concurrency: usize, upstream: &str) -> Result<f64> {
         self.tokio.block_on(async {
             let outbox = self.builder(root).upstream(upstream).concurrency(concurrency).open()?;
@@ -71,17 +80,11 @@ impl Side for Ours {
             Work::Replay { entries, .. } => {
                 self.enqueue(root, *entries, Durability::None)?;
             }
-            Work::Start => self.tokio.block_on(async {
-                let outbox = self.builder(root).durability(Durability::None).open()?;
-                outbox.enqueue_write(Write::new("DELETE", "/x"), Body::empty()).await
-            })
-            .map(drop)?,
-            Work::ReplayLarge => self.tokio.block_on(async {
-                let outbox = self.builder(root).durability(Durability::None).open()?;
-                let body = Body::reader(std::io::Read::take(std::io::repeat(b'x'), LARGE));
-                outbox.enqueue_write(Write::new("PUT", "/x"), body).await
-            })
-            .map(drop)?,
+            Work::Start => self.queue_one(root, Write::new("DELETE", "/x"), Body::empty())?,
+            Work::ReplayLarge => {
+                let body = Body::reader(std::io::repeat(b'x').take(LARGE));
+                self.queue_one(root, Write::new("PUT", "/x"), body)?;
+            }
         }
         Ok(())
     }
@@ -95,9 +98,7 @@ impl Side for Ours {
             Work::Replay { entries, concurrency, latency, .. } => {
                 self.replay(root, *entries, *concurrency, servers.url(*latency))
             }
-            Work::Start => process::first_request(|url| {
-                self.command(&["replay", "--upstream", url], root)
-            }),
+            Work::Start => process::first_request(|url| self.command(&["replay", "--upstream", url], root)),
             Work::SendLarge => {
                 process::peak_memory(self.command(&["send", "PUT", "/x", "--body", "-"], root), LARGE)
             }

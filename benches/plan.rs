@@ -22,8 +22,8 @@ pub struct Scale {
 }
 
 impl Scale {
-    pub const FULL: Scale = Scale { rounds: 5, enqueued: 5_000, synced: 1_000, replayed: 3_000, far: 75 };
-    pub const QUICK: Scale = Scale { rounds: 3, enqueued: 2_000, synced: 200, replayed: 1_000, far: 25 };
+    pub const FULL: Scale = Scale { rounds: 5, enqueued: 5_000, synced: 1_000, replayed: 2_000, far: 75 };
+    pub const QUICK: Scale = Scale { rounds: 3, enqueued: 2_000, synced: 200, replayed: 500, far: 20 };
 }
 
 /// A directory to work in.
@@ -95,14 +95,16 @@ pub fn rows<'a>(scale: &Scale, places: &'a [Place], filters: &[String]) -> Vec<R
             }
         }
     };
-    // Nothing that removes files comes before something that only makes some; see the crate's documentation.
+    // What makes files comes before what removes some; see the crate's documentation.
     let both = ["memory", "disk"];
     let rate = Unit::EntriesPerSecond;
-    add("enqueue 1 KiB, no fsync, 1 caller", &both, rate, Some(TimesOriginal(1.3)), |scale| {
-        Work::Enqueue { entries: scale.enqueued, sync: false }
+    add("enqueue 1 KiB, no fsync, 1 caller", &both, rate, Some(TimesOriginal(1.3)), |scale| Work::Enqueue {
+        entries: scale.enqueued,
+        sync: false,
     });
-    add("enqueue 1 KiB, fsync, 1 caller", &["disk"], rate, None, |scale| {
-        Work::Enqueue { entries: scale.synced, sync: true }
+    add("enqueue 1 KiB, fsync, 1 caller", &["disk"], rate, None, |scale| Work::Enqueue {
+        entries: scale.synced,
+        sync: true,
     });
     if process::can_tell_memory() {
         // The file system's own pages are not the process's.

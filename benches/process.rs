@@ -89,7 +89,8 @@ fn server(baseline: Option<&Path>, latency: Duration) -> Result<(Running, String
             command
         }
     };
-    let mut server = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()))?;
+    let mut server =
+        Running::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()))?;
     let stdout = server.0.stdout.as_mut().context("no stdout")?;
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line)?;
@@ -114,7 +115,9 @@ pub fn serve(latency: Duration) -> Result<()> {
             tokio::spawn(async move {
                 let answer = service_fn(move |request| answer(request, latency));
                 // A client that goes away ends its connection, and nothing else.
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), answer)
+                    .await;
             });
         }
     })

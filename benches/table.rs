@@ -128,7 +128,8 @@ const HEADER: [&str; 8] = ["work", "place", "unit", "ours", "original", "ours/or
 pub fn text(lines: &[Line], notes: &[String]) -> String {
     let mut table: Vec<Vec<String>> = vec![HEADER.map(String::from).to_vec()];
     table.extend(lines.iter().map(Line::cells));
-    let width = |column: usize| table.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
+    let width =
+        |column: usize| table.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..HEADER.len()).map(width).collect();
     let rule: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
     table.insert(1, rule);

@@ -7,13 +7,13 @@ use crate::queue::Entry;
 const USER_AGENT: &str = concat!("outbox/", env!("CARGO_PKG_VERSION"));
 
 /// All header fields of a request: the author's, and the replay's own.
-pub fn of(entry: &Entry) -> Vec<(String, Vec<u8>)> {
+pub fn of(entry: &Entry, body_len: u64) -> Vec<(String, Vec<u8>)> {
     let meta = &entry.meta;
     let mut headers: Vec<(String, Vec<u8>)> = Vec::new();
     let mut add = |name: &str, value: &str| headers.push((name.into(), value.as_bytes().to_vec()));
     // A length of zero is said only where content is expected (RFC 9110 section 8.6).
-    if entry.body_len > 0 || matches!(meta.method.as_str(), "PUT" | "POST" | "PATCH" | "PROPPATCH") {
-        add("Content-Length", &entry.body_len.to_string());
+    if body_len > 0 || matches!(meta.method.as_str(), "PUT" | "POST" | "PATCH" | "PROPPATCH") {
+        add("Content-Length", &body_len.to_string());
     }
     if let Some(value) = &meta.content_type {
         add("Content-Type", value);

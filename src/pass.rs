@@ -12,12 +12,10 @@ use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Options, O
 use crate::cached::Cached;
 use crate::clock;
 use crate::config::{Config, Refused};
-use crate::dir::DescriptorType;
 use crate::exchange::{Body, Exchange, Failure, Reply, Request, Timeouts};
 use crate::headers;
 use crate::id::EntryId;
 use crate::key::Key;
-use crate::layout::BODY;
 use crate::outcome::{Verdict, verdict};
 use crate::quarantine;
 use crate::queue::{Entry, Queue, Unloadable};
@@ -255,24 +253,18 @@ impl Pass {
     }
 
     fn exchange(&self, entry: &Entry) -> Result<Exchange, Failure> {
-        let path = format!("{}/{BODY}", entry.id);
-        let file = self
-            .queue
-            .dir
-            .open_file(&path)
-            .map_err(|fault| Failure::Unreadable(guest::describe(&fault.into())))?;
-        let regular = file
-            .stat()
-            .is_ok_and(|stat| stat.type_ == DescriptorType::RegularFile && stat.size == entry.body_len);
-        if !regular {
-            return Err(Failure::Damaged("body.bin was changed".into()));
-        }
-        let digest = entry.meta.known_digest().map(Into::into);
+        let (file, len) = self.queue.open_body(entry).map_err(|unloadable| match unloadable {
+            Unloadable::Damaged(reason) => Failure::Damaged(reason),
+            Unloadable::Io(error) => Failure::Unreadable(guest::describe(&error)),
+            Unloadable::Gone | Unloadable::InProgress | Unloadable::Newer(_) => {
+                Failure::Unreadable("body.bin cannot be opened".into())
+            }
+        })?;
         let request = Request {
             method: &entry.meta.method,
             raw_uri: &entry.meta.raw_uri,
-            headers: headers::of(entry),
-            body: Body { file, len: entry.body_len, digest },
+            headers: headers::of(entry, len),
+            body: Body { file, len, digest: entry.meta.known_digest().map(Into::into) },
         };
         let timeouts = Timeouts { connect: self.config.connect_timeout, idle: self.config.idle_timeout };
         Exchange::start(&self.upstream, request, timeouts)

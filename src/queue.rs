@@ -4,7 +4,7 @@ use crate::bindings::exports::zddc::outbox::queue::Counts;
 use crate::bindings::types;
 use crate::clock;
 use crate::config::Config;
-use crate::dir::{DescriptorType, Dir, ErrorCode, Fault, kind_name};
+use crate::dir::{DescriptorType, Dir, ErrorCode, Fault, File, kind_name};
 use crate::id::EntryId;
 use crate::layout::{self, ABANDONED_AFTER, BODY, CORRUPT, MAX_RECORD, META, Name, REJECTED, STAGING, STATE};
 use crate::meta::{Meta, Unusable, to_json};
@@ -25,7 +25,7 @@ pub struct Queue {
     staging: OnceCell<Dir>,
 }
 
-/// A pending entry, read and found sound (its body by length only).
+/// A pending entry, read and found sound. Its body is looked at when it is opened.
 #[derive(Debug)]
 pub struct Entry {
     /// Its id.
@@ -34,8 +34,6 @@ pub struct Entry {
     pub meta: Meta,
     /// What happened so far.
     pub state: State,
-    /// Bytes in body.bin.
-    pub body_len: u64,
 }
 
 /// Why a pending entry cannot be read.
@@ -99,9 +97,8 @@ impl Queue {
             })?,
             Err(fault) => return Err(self.without_meta(&name, fault)),
         };
-        let body_len = self.body_len(&name, &meta)?;
         let state = self.state(&name)?;
-        Ok(Entry { id, meta, state, body_len })
+        Ok(Entry { id, meta, state })
     }
 
     /// What an entry is whose meta.json cannot be read.
@@ -124,23 +121,26 @@ impl Queue {
         }
     }
 
-    fn body_len(&self, name: &str, meta: &Meta) -> std::result::Result<u64, Unloadable> {
-        let stat = match self.dir.stat(&format!("{name}/{BODY}")) {
-            Ok(stat) => stat,
-            Err(fault) if fault.is_missing() => {
-                return Err(Unloadable::Damaged("body.bin is missing".into()));
-            }
+    /// Opens an entry's body and checks its length; its digest is for whoever reads it.
+    pub fn open_body(&self, entry: &Entry) -> std::result::Result<(File, u64), Unloadable> {
+        let damaged = |reason: String| Err(Unloadable::Damaged(reason));
+        let path = format!("{}/{BODY}", entry.id);
+        let file = match self.dir.open_file(&path) {
+            Ok(file) => file,
+            Err(fault) if fault.is_missing() => return damaged("body.bin is missing".into()),
             Err(fault) => return Err(unreadable(fault)),
         };
+        let stat = file
+            .stat()
+            .map_err(|code| unreadable(Fault { doing: format!("cannot look at {path}"), code }))?;
         if stat.type_ != DescriptorType::RegularFile {
-            return Err(Unloadable::Damaged(format!("body.bin is no file but a {}", kind_name(stat.type_))));
+            return damaged(format!("body.bin is no file but a {}", kind_name(stat.type_)));
         }
-        match meta.body_len {
-            Some(len) if len != stat.size => Err(Unloadable::Damaged(format!(
-                "body.bin has {} bytes where meta.json says {len}",
-                stat.size
-            ))),
-            _ => Ok(stat.size),
+        match entry.meta.body_len {
+            Some(len) if len != stat.size => {
+                damaged(format!("body.bin has {} bytes where meta.json says {len}", stat.size))
+            }
+            _ => Ok((file, stat.size)),
         }
     }
 
@@ -260,7 +260,10 @@ impl Queue {
                 break;
             }
             match self.load(id) {
-                Ok(entry) => entries.push(describe(id, entry.meta, entry.state, Some(entry.body_len))),
+                Ok(entry) => {
+                    let body_len = self.dir.stat(&format!("{id}/{BODY}")).ok().map(|stat| stat.size);
+                    entries.push(describe(id, entry.meta, entry.state, body_len));
+                }
                 Err(Unloadable::Io(error)) => return Err(error),
                 Err(_) => {}
             }

@@ -23,13 +23,8 @@ pub fn verify(queue: &Queue) -> Result<Vec<Finding>> {
     })?;
     for id in queue.ids()? {
         let name = id.to_string();
-        match queue.load(id) {
-            Ok(entry) => {
-                if let Some(reason) = check_body(queue, &entry)? {
-                    found(name, reason);
-                }
-            }
-            Err(Unloadable::Gone | Unloadable::InProgress) => {}
+        match queue.load(id).and_then(|entry| check_body(queue, &entry)) {
+            Ok(()) | Err(Unloadable::Gone | Unloadable::InProgress) => {}
             Err(Unloadable::Newer(format)) => {
                 found(name, format!("it has format {format}; this program knows 1"));
             }
@@ -55,21 +50,25 @@ pub fn verify(queue: &Queue) -> Result<Vec<Finding>> {
 }
 
 /// What is wrong with a body, if anything.
-fn check_body(queue: &Queue, entry: &Entry) -> Result<Option<String>> {
-    let Some(expected) = entry.meta.known_digest() else { return Ok(None) };
-    let path = format!("{}/{BODY}", entry.id);
-    let file = queue.dir.open_file(&path)?;
+fn check_body(queue: &Queue, entry: &Entry) -> std::result::Result<(), Unloadable> {
+    let (file, _) = queue.open_body(entry)?;
+    let Some(expected) = entry.meta.known_digest() else { return Ok(()) };
     let mut hash = Xxh3::new();
     let mut offset = 0;
     loop {
-        let (chunk, end) =
-            file.read(offset).map_err(|code| Error::Io(format!("cannot read {path}: {}", code.name())))?;
+        let (chunk, end) = file.read(offset).map_err(|code| {
+            Unloadable::Io(Error::Io(format!("cannot read {}/{BODY}: {}", entry.id, code.name())))
+        })?;
         hash.update(&chunk);
         offset += chunk.len() as u64;
         if end || chunk.is_empty() {
             break;
         }
     }
-    let found = digest(&hash);
-    Ok((found != expected).then(|| format!("body.bin has digest {found} where meta.json says {expected}")))
+    match digest(&hash) {
+        found if found == expected => Ok(()),
+        found => {
+            Err(Unloadable::Damaged(format!("body.bin has digest {found} where meta.json says {expected}")))
+        }
+    }
 }

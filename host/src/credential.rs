@@ -107,7 +107,6 @@ fn bearer(token: &str) -> Result<HeaderValue, &'static str> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};

@@ -146,7 +146,6 @@ impl WasiHttpHooks for Egress {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

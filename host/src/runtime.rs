@@ -5,7 +5,7 @@ use crate::bindings::OutboxPre;
 use crate::pool::Pool;
 use crate::sandbox::State;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Cache, CacheConfig, Config, Engine};
@@ -100,8 +100,21 @@ pub(crate) struct EpochClock {
 
 #[derive(Default)]
 struct Running {
-    guests: Mutex<usize>,
+    guests: Mutex<Guests>,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct Guests {
+    running: usize,
+    /// The clock waits for one. Else nobody needs to be told, which would cost a system call per guest call.
+    awaited: bool,
+}
+
+impl Running {
+    fn guests(&self) -> MutexGuard<'_, Guests> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// While this lives, the epoch moves.
@@ -114,10 +127,12 @@ impl EpochClock {
         std::thread::spawn(move || {
             // Ends with the engine, or with the last who could start a guest.
             while let Some(running) = watched.upgrade() {
-                let guests = running.guests.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut guests = running.guests();
+                guests.awaited = guests.running == 0;
                 // Without a time-out a dropped clock would never be noticed.
-                let idle = running.changed.wait_timeout_while(guests, Duration::from_secs(60), |n| *n == 0);
-                drop(idle.unwrap_or_else(PoisonError::into_inner));
+                let idle =
+                    running.changed.wait_timeout_while(guests, Duration::from_secs(60), |g| g.running == 0);
+                idle.unwrap_or_else(PoisonError::into_inner).0.awaited = false;
                 drop(running);
                 std::thread::sleep(EPOCH);
                 match weak.upgrade() {
@@ -130,14 +145,18 @@ impl EpochClock {
     }
 
     pub(crate) fn guard(&self) -> EpochGuard {
-        *self.running.guests.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.running.changed.notify_one();
+        let mut guests = self.running.guests();
+        guests.running += 1;
+        if guests.awaited {
+            self.running.changed.notify_one();
+        }
+        drop(guests);
         EpochGuard(self.running.clone())
     }
 }
 
 impl Drop for EpochGuard {
     fn drop(&mut self) {
-        *self.0.guests.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.guests().running -= 1;
     }
 }

@@ -87,7 +87,6 @@ impl From<Write> for Request {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

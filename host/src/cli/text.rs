@@ -128,7 +128,6 @@ pub fn report(r: &Report) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
