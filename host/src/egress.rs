@@ -165,6 +165,39 @@ mod tests {
         }
     }
 
+    /// What the guest cannot be made to try from outside: a request to somebody else, by way of the hook.
+    #[tokio::test]
+    async fn a_request_to_another_origin_is_refused_before_anything_is_sent_or_added() {
+        use http_body_util::Full;
+        let elsewhere = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dial = crate::pool::Dial {
+            tls: false,
+            ca: None,
+            connect_timeout: std::time::Duration::from_secs(5),
+            idle_timeout: std::time::Duration::from_secs(5),
+        };
+        let client = crate::pool::Pool::default().client(&dial).unwrap();
+        let asked = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let noted = asked.clone();
+        let credential = Credential::from_fn(move || {
+            noted.store(true, std::sync::atomic::Ordering::Relaxed);
+            None
+        });
+        // The same host and another port, which is another origin.
+        let origin = Origin::of_upstream("http://127.0.0.1:9").unwrap();
+        let mut egress = Egress::to(origin, Some(credential), client);
+        let body = Full::new(bytes::Bytes::new()).map_err(|never| match never {}).boxed_unsync();
+        let url = format!("http://{}/x", elsewhere.local_addr().unwrap());
+        let request = Request::put(url).body(body).unwrap();
+        let sent = Box::into_pin(egress.send_request(request, None, Box::new(async { Ok(()) }))).await;
+        assert!(matches!(sent, Err(HttpError::HttpRequestDenied)));
+        assert!(!asked.load(std::sync::atomic::Ordering::Relaxed));
+        let nothing = tokio::time::timeout(std::time::Duration::ZERO, elsewhere.accept()).await;
+        assert!(nothing.is_err(), "somebody connected");
+        assert!(egress.is_forbidden_header(&header::AUTHORIZATION));
+        assert!(!Egress::default().is_forbidden_header(&header::AUTHORIZATION));
+    }
+
     #[test]
     fn other_upstreams_are_refused_without_showing_a_password() {
         for url in [
