@@ -186,7 +186,7 @@ impl Builder {
     }
 
     /// Opens the outbox: entries can be queued, looked at and replayed on demand. Must be called within a
-    /// tokio runtime, which carries the connections.
+    /// tokio runtime.
     pub fn open(self) -> Result<Outbox, Error> {
         let origin = self.upstream.as_deref().map(Origin::of_upstream).transpose()?;
         let root = root::prepare(&self.root)?;
