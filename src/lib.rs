@@ -14,7 +14,7 @@
 //! | [`queue`], [`enqueue`], [`quarantine`], [`verify`] | the queue on disk and what is done to it |
 //! | [`upstream`], [`headers`], [`exchange`] | where requests go; what they say; one request and its reply |
 //! | [`outcome`], [`backoff`] | what a reply means; when to try again |
-//! | [`key`], [`schedule`], [`pass`] | which entry waits for which; the replay |
+//! | [`key`], [`schedule`], [`pass`], [`removal`] | which entry waits for which; the replay; taking out what was delivered |
 //! | [`cached`] | the locally cached file that a delivery makes stale |
 //! | [`config`], [`command`] | the environment; the command line for stock hosts |
 //!
@@ -38,6 +38,7 @@ pub mod outcome;
 pub mod pass;
 pub mod quarantine;
 pub mod queue;
+pub mod removal;
 pub mod request;
 pub mod schedule;
 pub mod state;

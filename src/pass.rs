@@ -6,6 +6,8 @@
 //!   sends a probe, and looks at the queue only if that is answered.
 //! - An entry leaves the queue only after its outcome is known, and is on disk where it is kept.
 //! - Trouble with one entry's files concerns that entry only; the pass goes on.
+//! - While requests are under way, the next entry is read and what was delivered is deleted: at the disk's
+//!   speed, that work takes as long as a near server's reply.
 
 use crate::backoff;
 use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Options, Outcome, Report, Resume};
@@ -19,6 +21,7 @@ use crate::key::Key;
 use crate::outcome::{Verdict, verdict};
 use crate::quarantine;
 use crate::queue::{Entry, Queue, Unloadable};
+use crate::removal::Removals;
 use crate::schedule::{Schedule, Turn};
 use crate::upstream::Upstream;
 use crate::{Result, guest};
@@ -58,9 +61,17 @@ pub struct Pass {
     ends_at: Option<u64>,
     /// When the first entry that is not yet due will be.
     soonest: Option<SystemTime>,
-    /// Some entry left the queue's directory, and that is not yet durable.
-    unsynced: bool,
+    removals: Removals,
     cached: Cached,
+    /// The next to be sent, read while others are under way.
+    next: Option<Prepared>,
+}
+
+/// An entry whose turn it is, with its body open.
+struct Prepared {
+    entry: Entry,
+    turn: Turn,
+    body: Result<Body, Failure>,
 }
 
 struct Flight {
@@ -124,8 +135,9 @@ impl Pass {
             stopping: false,
             ends_at: options.budget_ms.map(nanos),
             soonest: None,
-            unsynced: false,
+            removals: Removals::default(),
             cached: Cached::default(),
+            next: None,
         })
     }
 
@@ -153,8 +165,21 @@ impl Pass {
                 self.finish()?;
                 return Ok(None);
             }
-            self.wait();
+            self.work_ahead()?;
+            if self.events.is_empty() {
+                self.wait();
+            }
         }
+    }
+
+    /// Does what can be done while requests are under way.
+    fn work_ahead(&mut self) -> Result<()> {
+        self.removals.sync_when_due(&self.queue)?;
+        self.removals.erase_one(&self.queue);
+        if self.next.is_none() && self.answered && !self.stopping {
+            self.next = self.next_entry()?.map(|(turn, entry)| self.prepare(turn, entry));
+        }
+        Ok(())
     }
 
     /// Starts what may be started.
@@ -166,8 +191,14 @@ impl Pass {
             if self.stopping || self.flights.len() >= limit {
                 return Ok(());
             }
-            let Some((turn, entry)) = self.next_entry()? else { return Ok(()) };
-            self.launch(turn, entry);
+            let next = match self.next.take() {
+                Some(next) => next,
+                None => match self.next_entry()? {
+                    Some((turn, entry)) => self.prepare(turn, entry),
+                    None => return Ok(()),
+                },
+            };
+            self.launch(next);
         }
     }
 
@@ -244,27 +275,33 @@ impl Pass {
         self.record(id, "", "", None, 0, settled);
     }
 
-    fn launch(&mut self, turn: Turn, entry: Entry) {
+    fn prepare(&self, turn: Turn, entry: Entry) -> Prepared {
+        let body = match self.queue.open_body(&entry) {
+            Ok((file, len)) => Ok(Body { file, len, digest: entry.meta.known_digest().map(Into::into) }),
+            Err(Unloadable::Damaged(reason)) => Err(Failure::Damaged(reason)),
+            Err(Unloadable::Io(error)) => Err(Failure::Unreadable(guest::describe(&error))),
+            Err(Unloadable::Gone | Unloadable::InProgress | Unloadable::Newer(_)) => {
+                Err(Failure::Unreadable("body.bin cannot be opened".into()))
+            }
+        };
+        Prepared { entry, turn, body }
+    }
+
+    fn launch(&mut self, next: Prepared) {
+        let Prepared { entry, turn, body } = next;
         let started = monotonic_clock::now();
-        match self.exchange(&entry) {
+        match body.and_then(|body| self.exchange(&entry, body)) {
             Ok(exchange) => self.flights.push(Flight { entry, turn, exchange, started }),
             Err(failure) => self.settle(turn, &entry, started, Err(failure)),
         }
     }
 
-    fn exchange(&self, entry: &Entry) -> Result<Exchange, Failure> {
-        let (file, len) = self.queue.open_body(entry).map_err(|unloadable| match unloadable {
-            Unloadable::Damaged(reason) => Failure::Damaged(reason),
-            Unloadable::Io(error) => Failure::Unreadable(guest::describe(&error)),
-            Unloadable::Gone | Unloadable::InProgress | Unloadable::Newer(_) => {
-                Failure::Unreadable("body.bin cannot be opened".into())
-            }
-        })?;
+    fn exchange(&self, entry: &Entry, body: Body) -> Result<Exchange, Failure> {
         let request = Request {
             method: &entry.meta.method,
             raw_uri: &entry.meta.raw_uri,
-            headers: headers::of(entry, len),
-            body: Body { file, len, digest: entry.meta.known_digest().map(Into::into) },
+            headers: headers::of(entry, body.len),
+            body,
         };
         let timeouts = Timeouts { connect: self.config.connect_timeout, idle: self.config.idle_timeout };
         Exchange::start(&self.upstream, request, timeouts)
@@ -274,7 +311,8 @@ impl Pass {
     fn wait(&mut self) {
         let now = monotonic_clock::now();
         let deadline = self.flights.iter().map(|f| f.exchange.deadline()).min().unwrap_or(now);
-        let timer = monotonic_clock::subscribe_duration(deadline.saturating_sub(now).min(HEARTBEAT));
+        let until = self.removals.sync_due().map_or(deadline, |due| due.min(deadline));
+        let timer = monotonic_clock::subscribe_duration(until.saturating_sub(now).min(HEARTBEAT));
         let mut owners: Vec<usize> = Vec::new();
         let mut pollables: Vec<&Pollable> = Vec::new();
         for (index, flight) in self.flights.iter().enumerate() {
@@ -386,11 +424,8 @@ impl Pass {
     }
 
     fn remove(&mut self, entry: &Entry, outcome: Outcome, detail: Option<String>) -> Settled {
-        match self.queue.discard(&self.queue.dir, &entry.id.to_string()) {
-            Ok(()) => {
-                self.unsynced = true;
-                Settled::gone(outcome, detail)
-            }
+        match self.removals.remove(&self.queue, entry.id) {
+            Ok(()) => Settled::gone(outcome, detail),
             // It will be sent again, with the same Idempotency-Key; nothing later may overtake it.
             Err(error) => {
                 Settled::stays(outcome, format!("but it cannot be removed: {}", guest::describe(&error)))
@@ -467,9 +502,7 @@ impl Pass {
 
     /// Makes removals durable and says when to come again.
     fn finish(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.unsynced) {
-            self.queue.sync_dir()?;
-        }
+        self.removals.finish(&self.queue)?;
         let report = &mut self.report;
         let away = report.upstream != Health::Up;
         report.resume.outages = if away { report.resume.outages.saturating_add(1) } else { 0 };

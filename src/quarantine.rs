@@ -260,7 +260,6 @@ pub fn resolve(config: &Config, queue: &Queue, name: &str, keep: Keep) -> Result
     };
     // A crash before this leaves the conflict beside the new entry: shown twice, lost never.
     queue.discard(&queue.dir, &at.name)?;
-    queue.sync_dir()?;
     Ok(queued)
 }
 
@@ -321,9 +320,5 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
 /// Removes an entry for good.
 pub fn drop_entry(queue: &Queue, name: &str) -> Result<()> {
     let at = locate(queue, name)?;
-    queue.discard(at.dir(queue), &at.name)?;
-    if let (true, Some(place)) = (queue.sync, &at.dir) {
-        place.sync()?;
-    }
-    queue.sync_dir()
+    queue.discard(at.dir(queue), &at.name)
 }

@@ -160,26 +160,41 @@ impl Queue {
         Ok(self.dir.rename(&new, &self.dir, &path)?)
     }
 
-    /// Removes something for good, so that no half of it is ever visible: one rename into `.staging`, then
-    /// the rest. A crash in between leaves it to the sweep.
-    pub fn discard(&self, from: &Dir, name: &str) -> Result<()> {
+    /// Takes something out of the queue: one rename into `.staging`, so that no half of it is ever visible.
+    /// What is left takes space only. [`Queue::erase`] frees that once the rename is durable, or the sweep
+    /// after a crash.
+    pub fn retire(&self, from: &Dir, name: &str) -> Result<()> {
         let staging = self.staging()?;
         match from.rename(name, staging, name) {
             // A removal that failed half-way has left the name.
             Err(fault) if matches!(fault.code, ErrorCode::NotEmpty | ErrorCode::Exist) => {
                 staging.remove(name)?;
-                from.rename(name, staging, name)?;
+                Ok(from.rename(name, staging, name)?)
             }
-            renamed => renamed?,
+            renamed => Ok(renamed?),
         }
-        // It is out of the queue. What is left of it takes space only, and the sweep sees to what stays. The
-        // files of a common entry are known by name, which spares a listing.
+    }
+
+    /// Deletes what was retired; what cannot be deleted now is left to the sweep. Before the rename is durable
+    /// this would be wrong: after a power failure the name could be back in the queue, without its files.
+    pub fn erase(&self, name: &str) {
+        let Ok(staging) = self.staging() else { return };
+        // The files of a common entry are known by name, which spares a listing.
         for file in [META, BODY] {
             let _ = staging.unlink(&format!("{name}/{file}"));
         }
         if staging.remove_dir(name).is_err() {
             let _ = staging.remove(name);
         }
+    }
+
+    /// Removes something for good, durably.
+    pub fn discard(&self, from: &Dir, name: &str) -> Result<()> {
+        self.retire(from, name)?;
+        if self.sync {
+            from.sync()?;
+        }
+        self.erase(name);
         Ok(())
     }
 
@@ -209,6 +224,11 @@ impl Queue {
         };
         let mut names = Vec::new();
         staging.list(|name, _| names.push(name))?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        // Some may have been retired by a process that did not live to make that durable.
+        self.sync_dir()?;
         for name in names {
             // A body that is still growing is being written, however long ago it was begun.
             let touched = [format!("{name}/{BODY}"), name.clone()]
