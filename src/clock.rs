@@ -14,23 +14,31 @@ pub fn unix_nanos(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
+/// The time on the calendar, of which the formats know the years 0 to 9999. The crate's own conversion panics
+/// beyond its range.
+fn date(at: SystemTime) -> Option<OffsetDateTime> {
+    let nanos = match at.duration_since(UNIX_EPOCH) {
+        Ok(since) => i128::try_from(since.as_nanos()).ok()?,
+        Err(before) => -i128::try_from(before.duration().as_nanos()).ok()?,
+    };
+    OffsetDateTime::from_unix_timestamp_nanos(nanos).ok().filter(|t| t.year() >= 0)
+}
+
 /// RFC 3339 in UTC, to the second.
 pub fn rfc3339(at: SystemTime) -> String {
-    OffsetDateTime::from(at)
-        .replace_nanosecond(0)
-        .ok()
-        .and_then(|t| t.format(&Rfc3339).ok())
+    date(at)
+        .and_then(|t| t.replace_nanosecond(0).ok()?.format(&Rfc3339).ok())
         .unwrap_or_else(|| "1970-01-01T00:00:00Z".into())
 }
 
 /// RFC 3339 in UTC, to the second, rounded up: not before it.
 pub fn rfc3339_up(at: SystemTime) -> String {
-    rfc3339(at + Duration::from_nanos(999_999_999))
+    rfc3339(at.checked_add(Duration::from_nanos(999_999_999)).unwrap_or(at))
 }
 
 /// `YYYYMMDDTHHMMSSZ`.
 pub fn compact(at: SystemTime) -> String {
-    OffsetDateTime::from(at).format(COMPACT).unwrap_or_else(|_| "19700101T000000Z".into())
+    date(at).and_then(|t| t.format(COMPACT).ok()).unwrap_or_else(|| "19700101T000000Z".into())
 }
 
 /// Reads the time at the start of a quarantined entry's name and spells it as RFC 3339.

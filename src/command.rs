@@ -9,11 +9,13 @@ use crate::bindings::types::Request;
 use crate::config::Config;
 use crate::dir::Dir;
 use crate::guest::{Guest, describe};
+use crate::lease::Lease;
 use crate::pass::Pass;
 use crate::queue::Queue;
 use crate::{Error, Result, layout, request};
 use serde_json::{Value, json};
 use std::io::Write;
+use std::rc::Rc;
 use std::time::Duration;
 use wasi::clocks::monotonic_clock;
 
@@ -133,13 +135,42 @@ fn count() -> Result<()> {
     Ok(())
 }
 
+/// Replaying is for one at a time; only with `OUTBOX_LEASE=none` does somebody else see to that. The lease is given
+/// back when dropped.
+fn lease(config: &Config) -> Result<Option<Rc<Lease>>> {
+    if config.lease == Some(false) {
+        return Ok(None);
+    }
+    match Lease::take() {
+        Ok(lease) => Ok(Some(Rc::new(lease))),
+        // What waits must get out also where there is no space for a lease: that is what makes room.
+        Err(error @ Error::NoSpace) => {
+            complain(&error);
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The configuration of a replay, and a queue's directory that is there.
+fn ready() -> Result<Config> {
+    let config = Config::from_env()?;
+    config.upstream()?;
+    Queue::open(&config)?;
+    Ok(config)
+}
+
 fn replay() -> Result<()> {
-    pass(true, None, true).map(|_| ())
+    let lease = lease(&ready()?)?;
+    pass(true, None, true, lease).map(|_| ())
 }
 
 /// One pass, with its outcomes printed; its report too, unless it is a tick at which nothing happened.
-fn pass(wake: bool, resume: Option<Resume>, always: bool) -> Result<Report> {
-    let mut pass = Pass::start(Config::from_env()?, Options { wake, resume, budget_ms: None })?;
+fn pass(wake: bool, resume: Option<Resume>, always: bool, lease: Option<Rc<Lease>>) -> Result<Report> {
+    // Ours is the lease; the pass needs none of its own.
+    let mut config = Config::from_env()?;
+    config.lease = None;
+    let mut pass = Pass::start(config, Options { wake, resume, budget_ms: None })?.under(lease);
     let mut eventful = always;
     while let Some(event) = pass.advance()? {
         say(event_json(&event));
@@ -157,27 +188,28 @@ const LOOK: Duration = Duration::from_secs(2);
 
 fn run() -> Result<()> {
     // A directory that is not there now will not be there later; other trouble may pass.
-    Queue::open(&Config::from_env()?)?;
+    let lease = lease(&ready()?)?;
     let mut wake = true;
     let mut resume = None;
     loop {
-        let report = match pass(wake, resume.take(), false) {
+        let report = match pass(wake, resume.take(), false, lease.clone()) {
             Ok(report) => report,
-            // Nothing that is set wrong in the environment gets better by waiting.
-            Err(error @ Error::Configuration(_)) => return Err(error),
+            // Nothing that is set wrong in the environment gets better by waiting; and who has lost the lease has
+            // been asleep for long, or shares the directory with a machine whose clock differs.
+            Err(error @ (Error::Configuration(_) | Error::AnotherReplays(_))) => return Err(error),
             Err(error) => {
                 complain(&error);
-                wake = sleep(crate::backoff::TICK);
+                wake = sleep(crate::backoff::TICK, lease.as_deref())?;
                 continue;
             }
         };
-        wake = sleep(Duration::from_millis(report.next_delay_ms).max(SOON));
+        wake = sleep(Duration::from_millis(report.next_delay_ms).max(SOON), lease.as_deref())?;
         resume = Some(report.resume);
     }
 }
 
 /// Waits, but not longer than until the queue's directory changes; whether it did.
-fn sleep(delay: Duration) -> bool {
+fn sleep(delay: Duration, lease: Option<&Lease>) -> Result<bool> {
     let changed = || -> Option<(u64, u32)> {
         let at = Dir::root().ok()?.stat(layout::OUTBOX_DIR).ok()?.data_modification_timestamp?;
         Some((at.seconds, at.nanoseconds))
@@ -188,11 +220,14 @@ fn sleep(delay: Duration) -> bool {
     while monotonic_clock::now() < end {
         let left = end.saturating_sub(monotonic_clock::now()).min(nanos(LOOK));
         monotonic_clock::subscribe_duration(left).block();
+        if let Some(lease) = lease {
+            lease.keep()?;
+        }
         if changed() != before {
-            return true;
+            return Ok(true);
         }
     }
-    false
+    Ok(false)
 }
 
 fn event_json(event: &Event) -> Value {

@@ -1,5 +1,6 @@
 //! The component's configuration: environment variables, so that stock hosts can set it too.
 
+use crate::limits::Limits;
 use crate::upstream::Upstream;
 use crate::{Error, Invalid, Result};
 use std::collections::HashMap;
@@ -24,6 +25,8 @@ pub struct Config {
     pub sync: bool,
     /// `OUTBOX_MAX_BODY`: the longest body in bytes; 256 MiB, as in the original.
     pub max_body: u64,
+    /// `OUTBOX_MAX_ENTRIES`, `OUTBOX_MAX_BYTES`: what the outbox may hold; no limits.
+    pub limits: Limits,
     /// `OUTBOX_CONCURRENCY`: requests in flight at once; 4.
     pub concurrency: usize,
     /// `OUTBOX_ORDER`: `path` (the default) or `strict`, the whole queue in one line.
@@ -32,6 +35,9 @@ pub struct Config {
     pub rejected: Refused,
     /// `OUTBOX_AUTH`: `hold` (the default) or `drop`.
     pub auth: Refused,
+    /// `OUTBOX_LEASE`: `hold` takes a lease for replaying, `none` does not. Where neither is said, commands take
+    /// one, and calls of the replayer do not: whoever calls it sees to it that there is only one.
+    pub lease: Option<bool>,
     /// `OUTBOX_CONNECT_TIMEOUT_MS`: until a connection is there; 10 s.
     pub connect_timeout: Duration,
     /// `OUTBOX_IDLE_TIMEOUT_MS`: the longest pause without a byte either way; 60 s.
@@ -55,6 +61,11 @@ impl Config {
             upstream: var("OUTBOX_UPSTREAM").map(Into::into),
             sync: choice("OUTBOX_DURABILITY", var("OUTBOX_DURABILITY"), [("full", true), ("none", false)])?,
             max_body: number("OUTBOX_MAX_BODY", var("OUTBOX_MAX_BODY"), 256 * 1024 * 1024, 0..=u64::MAX)?,
+            limits: Limits {
+                entries: limit("OUTBOX_MAX_ENTRIES", var("OUTBOX_MAX_ENTRIES"))?,
+                bytes: limit("OUTBOX_MAX_BYTES", var("OUTBOX_MAX_BYTES"))?,
+            },
+            lease: optional("OUTBOX_LEASE", var("OUTBOX_LEASE"), [("hold", true), ("none", false)])?,
             concurrency: number("OUTBOX_CONCURRENCY", var("OUTBOX_CONCURRENCY"), 4, 1..=MAX_CONCURRENCY)?,
             strict_order: choice("OUTBOX_ORDER", var("OUTBOX_ORDER"), [("path", false), ("strict", true)])?,
             rejected: choice(
@@ -89,13 +100,24 @@ fn refuse<T>(what: &str, value: &str, reason: impl Into<String>) -> Result<T> {
 
 /// One of two words, the first of which is the default.
 fn choice<T: Copy>(name: &str, value: Option<&str>, words: [(&str, T); 2]) -> Result<T> {
-    let [(first, default), (second, other)] = words;
+    let [(_, default), _] = words;
+    optional(name, value, words).map(|found| found.unwrap_or(default))
+}
+
+/// One of two words, if any.
+fn optional<T: Copy>(name: &str, value: Option<&str>, words: [(&str, T); 2]) -> Result<Option<T>> {
+    let [(first, one), (second, other)] = words;
     match value {
-        None => Ok(default),
-        Some(word) if word == first => Ok(default),
-        Some(word) if word == second => Ok(other),
+        None => Ok(None),
+        Some(word) if word == first => Ok(Some(one)),
+        Some(word) if word == second => Ok(Some(other)),
         Some(word) => refuse(name, word, format!("it is neither '{first}' nor '{second}'")),
     }
+}
+
+/// A limit, if any. None at all is no limit but a standstill.
+fn limit(name: &str, value: Option<&str>) -> Result<Option<u64>> {
+    value.map(|_| number(name, value, 0, 1..=u64::MAX)).transpose()
 }
 
 fn number<T: FromStr + PartialOrd + std::fmt::Display>(
@@ -130,6 +152,7 @@ mod tests {
         assert!(config.sync && !config.strict_order);
         assert_eq!((config.max_body, config.concurrency), (268_435_456, 4));
         assert!(config.upstream().is_err());
+        assert_eq!((config.limits.entries, config.limits.bytes, config.lease), (None, None, None));
     }
 
     #[test]
@@ -137,6 +160,9 @@ mod tests {
         for (name, value) in [
             ("OUTBOX_DURABILITY", "some"),
             ("OUTBOX_MAX_BODY", "1 MiB"),
+            ("OUTBOX_MAX_BYTES", "1G"),
+            ("OUTBOX_MAX_ENTRIES", "0"),
+            ("OUTBOX_LEASE", "1"),
             ("OUTBOX_CONCURRENCY", "0"),
             ("OUTBOX_AUTH", "keep"),
             ("OUTBOX_IDLE_TIMEOUT_MS", "-1"),

@@ -37,6 +37,11 @@ impl Fault {
     pub fn is_missing(&self) -> bool {
         self.code == ErrorCode::NoEntry
     }
+
+    /// Whether there is nothing to list: no such directory, or something else in its place.
+    pub fn is_no_directory(&self) -> bool {
+        matches!(self.code, ErrorCode::NoEntry | ErrorCode::NotDirectory | ErrorCode::Loop)
+    }
 }
 
 impl From<Fault> for Error {
@@ -151,7 +156,8 @@ impl Dir {
         self.0.stat().map_err(at("look at", "the directory"))
     }
 
-    /// Calls `each` with all names and types, in no order. A name that vanishes meanwhile is left out.
+    /// Calls `each` with all names and types, in no order. A name that vanishes meanwhile is left out, and so is one
+    /// that is not UTF-8: it cannot be ours, and must not hide the others.
     pub fn list(&self, mut each: impl FnMut(String, DescriptorType)) -> Result<()> {
         let stream = self.0.read_directory().map_err(at("list", "the directory"))?;
         loop {
@@ -159,7 +165,21 @@ impl Dir {
                 Ok(Some(entry)) => each(entry.name, entry.type_),
                 Ok(None) => return Ok(()),
                 // wasmtime looks at each entry, and one unlinked meanwhile comes back as an error.
-                Err(ErrorCode::NoEntry) => {}
+                Err(ErrorCode::NoEntry | ErrorCode::IllegalByteSequence) => {}
+                Err(code) => return Err(at("list", "the directory")(code)),
+            }
+        }
+    }
+
+    /// How many names are not UTF-8, and so cannot be told.
+    pub fn unspeakable(&self) -> Result<usize> {
+        let stream = self.0.read_directory().map_err(at("list", "the directory"))?;
+        let mut count = 0;
+        loop {
+            match stream.read_directory_entry() {
+                Ok(Some(_)) | Err(ErrorCode::NoEntry) => {}
+                Ok(None) => return Ok(count),
+                Err(ErrorCode::IllegalByteSequence) => count += 1,
                 Err(code) => return Err(at("list", "the directory")(code)),
             }
         }

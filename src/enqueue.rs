@@ -6,11 +6,13 @@ use crate::config::Config;
 use crate::dir::{CHUNK, Dir, Fault};
 use crate::id::EntryId;
 use crate::layout::{self, BODY, META, Name};
+use crate::limits::{self, Limits};
 use crate::meta::Meta;
 use crate::queue::Queue;
 use crate::{Error, Result, request};
 use std::cell::Cell;
 use std::time::SystemTime;
+use wasi::clocks::wall_clock::Datetime;
 use wasi::io::streams::{InputStream, StreamError};
 use wasi::random::random::{get_random_bytes, get_random_u64};
 use xxhash_rust::xxh3::Xxh3;
@@ -25,35 +27,79 @@ pub enum Body<'a> {
     Stored(&'a Dir, &'a str),
 }
 
-/// Queues a write. On any error nothing is left behind.
+/// Why a staged write was not published.
+enum Unpublished {
+    /// It never was in the queue.
+    Staged(Error),
+    /// It was, and was taken back, but which of both is durable is not known. Its files stay until the sweep: after
+    /// a power failure the name may be in the queue, and the entry must then be whole.
+    TakenBack(Error),
+}
+
+impl From<Error> for Unpublished {
+    fn from(error: Error) -> Unpublished {
+        Unpublished::Staged(error)
+    }
+}
+
+impl From<Fault> for Unpublished {
+    fn from(fault: Fault) -> Unpublished {
+        Unpublished::Staged(fault.into())
+    }
+}
+
+/// Queues a write. On any error it is not in the queue, and nothing is left behind but, after a failed sync of the
+/// queue's directory, files for the sweep.
 pub fn enqueue(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) -> Result<EntryId> {
     request::check(request)?;
+    let limits = match body {
+        // It is in the outbox already.
+        Body::Stored(..) => Limits::default(),
+        Body::Stream(_) | Body::Bytes(_) => config.limits,
+    };
+    let room = limits.admit(queue, limits::entry_size(0, 1))?;
     let staging = queue.staging()?;
     let name = hex::encode(get_random_bytes(8));
     staging.create_dir(&name)?;
-    let published = stage(config, queue, request, body, staging, &name);
-    if published.is_err() {
-        // What cannot be removed now is swept later.
-        let _ = staging.remove(&name);
+    let error = match stage(config, limits, room, queue, request, body, staging, &name) {
+        Ok((id, size)) => {
+            limits.queued(queue, size);
+            return Ok(id);
+        }
+        Err(Unpublished::Staged(error)) => {
+            // What cannot be removed now is swept later.
+            let _ = staging.remove(&name);
+            error
+        }
+        Err(Unpublished::TakenBack(error)) => error,
+    };
+    if matches!(error, Error::Io(_)) {
+        limits::forget();
     }
-    published
+    Err(error)
 }
 
+#[expect(clippy::too_many_arguments, reason = "what is staged, where, and under which limits")]
 fn stage(
     config: &Config,
+    limits: Limits,
+    room: u64,
     queue: &Queue,
     request: &Request,
     body: Body<'_>,
     staging: &Dir,
     name: &str,
-) -> Result<EntryId> {
+) -> Result<(EntryId, u64), Unpublished> {
     let path = format!("{name}/{BODY}");
-    let mut writer = Writer::create(config, staging, &path)?;
+    let file = staging.create(&path)?;
+    let longest = if matches!(body, Body::Stored(..)) { u64::MAX } else { config.max_body };
+    let mut writer = Writer { file, path: &path, len: 0, longest, room, hash: Box::new(Xxh3::new()) };
+    let admit = |len| limits.admit(queue, limits::entry_size(len, 1));
     match body {
-        Body::Bytes(bytes) => writer.write(bytes)?,
+        Body::Bytes(bytes) => writer.write(bytes, admit)?,
         Body::Stream(stream) => {
             while let Some(chunk) = next_chunk(stream)? {
-                writer.write(&chunk)?;
+                writer.write(&chunk, admit)?;
             }
         }
         Body::Stored(dir, path) => {
@@ -61,7 +107,7 @@ fn stage(
             loop {
                 let doing = || format!("cannot read {path}");
                 let (chunk, end) = file.read(writer.len).map_err(|code| Fault { doing: doing(), code })?;
-                writer.write(&chunk)?;
+                writer.write(&chunk, admit)?;
                 if end || chunk.is_empty() {
                     break;
                 }
@@ -74,18 +120,25 @@ fn stage(
     // sent, before a write that was acknowledged while it trickled in.
     let now = SystemTime::now();
     let id = next_id(queue, now)?;
-    let meta = Meta::new(id, request, clock::rfc3339(now), len, digest);
-    staging.write(&format!("{name}/{META}"), &meta.to_json(), queue.sync)?;
+    let meta = Meta::new(id, request, clock::rfc3339(now), len, digest).to_json();
+    let size = limits::entry_size(len, meta.len() as u64);
+    // Others may have queued something meanwhile.
+    limits.admit(queue, size)?;
+    staging.write(&format!("{name}/{META}"), &meta, queue.sync)?;
     if queue.sync {
         staging.open(name)?.sync()?;
     }
     staging.rename(name, &queue.dir, &id.to_string())?;
+    if clock::unix_nanos(SystemTime::now()) < id.nanos() {
+        // The clock was set back meanwhile, so the directory's time does not tell that this id is ahead of it.
+        let _ = note_ahead(queue, id);
+    }
     if let Err(error) = queue.sync_dir() {
         // Not acknowledged, so it must not be sent either.
         let _ = queue.dir.rename(&id.to_string(), staging, name);
-        return Err(error);
+        return Err(Unpublished::TakenBack(error));
     }
-    Ok(id)
+    Ok((id, size))
 }
 
 /// Writes body.bin, counting and hashing.
@@ -93,23 +146,26 @@ struct Writer<'a> {
     file: crate::dir::File,
     path: &'a str,
     len: u64,
-    limit: u64,
+    /// Bytes that a body may have.
+    longest: u64,
+    /// Bytes on disk that the entry may have, as far as is known.
+    room: u64,
     hash: Box<Xxh3>,
 }
 
-impl<'a> Writer<'a> {
-    fn create(config: &Config, dir: &Dir, path: &'a str) -> Result<Writer<'a>> {
-        let file = dir.create(path)?;
-        Ok(Writer { file, path, len: 0, limit: config.max_body, hash: Box::new(Xxh3::new()) })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        if self.len.saturating_add(bytes.len() as u64) > self.limit {
-            return Err(Error::BodyTooLarge(self.limit));
+impl Writer<'_> {
+    /// Writes a chunk. Where the room is used up, `admit` is asked for more.
+    fn write(&mut self, bytes: &[u8], admit: impl Fn(u64) -> Result<u64>) -> Result<()> {
+        let len = self.len.saturating_add(bytes.len() as u64);
+        if len > self.longest {
+            return Err(Error::BodyTooLarge(self.longest));
+        }
+        if limits::entry_size(len, 1) > self.room {
+            self.room = admit(len)?;
         }
         self.file.write(bytes, self.len).map_err(|code| self.fault("write", code))?;
         self.hash.update(bytes);
-        self.len += bytes.len() as u64;
+        self.len = len;
         Ok(())
     }
 
@@ -145,6 +201,11 @@ thread_local! {
     static NEWEST: Cell<Option<EntryId>> = const { Cell::new(None) };
 }
 
+/// Takes note of the greatest id of all names in the queue.
+pub fn seen(newest: Option<EntryId>) {
+    NEWEST.set(NEWEST.get().max(newest));
+}
+
 /// An id greater than every one in the queue. As a rule the clock gives it. The names are looked through when
 /// this instance does not know them yet, and whenever the clock may have been set back: when it is behind
 /// the greatest id known, or behind the directory's last change. Whoever has to give out an id that is ahead
@@ -156,7 +217,9 @@ fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
     let mut newest = NEWEST.get().max(ahead);
     let changed_later = || -> Result<bool> {
         let changed = queue.dir.stat_self()?.data_modification_timestamp;
-        Ok(changed.is_some_and(|at| at.seconds.saturating_mul(1_000_000_000) > now))
+        let nanos =
+            |at: Datetime| at.seconds.saturating_mul(1_000_000_000).saturating_add(at.nanoseconds.into());
+        Ok(changed.is_some_and(|at| nanos(at) > now))
     };
     if newest.is_none_or(|id| id.nanos() >= now) || changed_later()? {
         queue.names(|name, _| {
@@ -167,14 +230,19 @@ fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
     }
     let id = EntryId::after(newest, now, get_random_u64() as u32);
     if id.nanos() > now {
-        let staging = queue.staging()?;
-        let temporary = format!("{id}.newest");
-        staging.write(&temporary, id.to_string().as_bytes(), false)?;
-        staging.rename(&temporary, &queue.dir, layout::NEWEST)?;
+        note_ahead(queue, id)?;
     } else if ahead.is_some() {
         // The clock has caught up.
         queue.dir.remove(layout::NEWEST)?;
     }
     NEWEST.set(Some(id));
     Ok(id)
+}
+
+/// Says that this id is ahead of the clock.
+fn note_ahead(queue: &Queue, id: EntryId) -> Result<()> {
+    let staging = queue.staging()?;
+    let temporary = format!("{id}.newest");
+    staging.write(&temporary, id.to_string().as_bytes(), false)?;
+    Ok(staging.rename(&temporary, &queue.dir, layout::NEWEST)?)
 }

@@ -1,17 +1,17 @@
 //! The component's exports: glue between the WIT and the modules.
 
 use crate::bindings::exports::wasi::cli::run::Guest as RunGuest;
-use crate::bindings::exports::zddc::outbox::queue::{Counts, Finding, Guest as QueueGuest, Keep};
+use crate::bindings::exports::zddc::outbox::queue::{Counts, Extent, Finding, Guest as QueueGuest, Keep};
 use crate::bindings::exports::zddc::outbox::replayer::{
     Event, Guest as ReplayerGuest, GuestPass, Options, Pass as PassHandle, Report,
 };
-use crate::bindings::types::{Entry, EntryId as WitId, Item, Request};
+use crate::bindings::types::{Entry, EntryId as WitId, Item, Measure, Request};
 use crate::config::Config;
 use crate::enqueue::{Body, enqueue};
 use crate::id::EntryId;
 use crate::pass::Pass;
 use crate::queue::Queue;
-use crate::{Error, Result, command, quarantine, verify};
+use crate::{Error, Result, command, limits, quarantine, verify};
 use std::cell::RefCell;
 use std::rc::Rc;
 use wasi::io::streams::InputStream;
@@ -68,6 +68,10 @@ impl QueueGuest for Guest {
 
     fn count() -> Result<Counts> {
         with_queue(|_, queue| queue.count())
+    }
+
+    fn usage() -> Result<Extent> {
+        with_queue(|_, queue| limits::usage(queue))
     }
 
     fn quarantined() -> Result<Vec<Item>> {
@@ -149,6 +153,23 @@ pub fn describe(error: &Error) -> String {
         }
         Error::BodyTooLarge(limit) => {
             format!("the body is longer than {limit} bytes, the limit that OUTBOX_MAX_BODY sets")
+        }
+        Error::QueueFull(limit) => {
+            let (what, variable) = match limit.measure {
+                Measure::Bytes => ("bytes", "OUTBOX_MAX_BYTES"),
+                Measure::Entries => ("entries", "OUTBOX_MAX_ENTRIES"),
+            };
+            format!(
+                "the outbox is full: {} {what} are used of the {} that {variable} allows, and this write does not fit; \
+                 replay what waits, drop or resolve what was set aside, or raise the limit",
+                limit.used, limit.max
+            )
+        }
+        Error::AnotherReplays(lease) => {
+            format!(
+                "another replays this directory: {}, whose lease ends at {} unless it is renewed",
+                lease.owner, lease.expires
+            )
         }
         Error::BodyFailed(why) => format!("the body cannot be read: {why}"),
         Error::NoSuchEntry(name) => format!("no entry is called {name:?}"),

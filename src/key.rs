@@ -3,7 +3,9 @@
 //! collection concerns all that is in it.
 
 use percent_encoding::percent_decode_str;
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 /// A path, decoded and without empty and dot segments, so that spellings that a server may take for one
 /// resource (`/a%62`, `/ab/`, `/x/../ab`) are one key. The root is the empty key, related to all.
@@ -31,6 +33,13 @@ impl Key {
     /// The key to which every other is related.
     pub fn everything() -> Key {
         Key(Vec::new())
+    }
+}
+
+/// Keys are ordered as their segments are.
+impl Borrow<[Vec<u8>]> for Key {
+    fn borrow(&self) -> &[Vec<u8>] {
+        &self.0
     }
 }
 
@@ -74,12 +83,26 @@ impl Keys {
             return false;
         }
         // Descendants, and the key itself, follow it immediately in the order of segments.
-        let mut below = self.0.range(key..).take_while(|(found, _)| found.0.starts_with(&key.0));
-        below.any(|(_, held)| held.first < limit)
-            || (0..key.0.len()).any(|len| {
-                let above = key.0.get(..len).map(|above| Key(above.to_vec()));
-                above.and_then(|above| self.0.get(&above)).is_some_and(|held| held.first < limit)
-            })
+        let mut below = self.0.range::<Key, _>(key..).take_while(|(found, _)| found.0.starts_with(&key.0));
+        below.any(|(_, held)| held.first < limit) || self.above_before(key, limit)
+    }
+
+    /// Whether a key above `key` came with a number below `limit`. A path may have thousands of segments; so the
+    /// lengths that a key above may have are not tried one by one: what comes last before one says how many
+    /// of them cannot be there.
+    fn above_before(&self, key: &Key, limit: u64) -> bool {
+        let mut shorter_than = key.0.len();
+        while let Some(above) = shorter_than.checked_sub(1).and_then(|len| key.0.get(..len)) {
+            let up_to = (Bound::Unbounded, Bound::Included(above));
+            let Some((found, held)) = self.0.range::<[Vec<u8>], _>(up_to).next_back() else { return false };
+            let common = found.0.iter().zip(above).take_while(|(a, b)| a == b).count();
+            shorter_than = match common == found.0.len() {
+                true if held.first < limit => return true,
+                true => common,
+                false => common + 1,
+            };
+        }
+        false
     }
 }
 

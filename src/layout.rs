@@ -9,6 +9,7 @@
 //!   rejected/<id>.<ts>/        refused for good by the server, with response.json
 //!   corrupt/<id>.<ts>/         damaged, with reason.txt
 //!   .staging/<anything>/       being written, or being removed: invisible, swept when old
+//!   .lease                     who replays, and until when, where there is no lock
 //!   .newest                    the greatest id, while ids are ahead of a clock that was set back
 //! ```
 //!
@@ -43,6 +44,8 @@ pub const REJECTED: &str = "rejected";
 pub const CORRUPT: &str = "corrupt";
 /// The greatest id given out, while that is ahead of the clock.
 pub const NEWEST: &str = ".newest";
+/// The right to replay, of one who takes no lock; also held by one who does.
+pub const LEASE: &str = ".lease";
 /// What separates id and time in the name of a conflict.
 pub const CONFLICT: &str = ".conflict-";
 

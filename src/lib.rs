@@ -12,6 +12,7 @@
 //! | [`request`] | what may be queued |
 //! | [`dir`] | files and directories over `wasi:filesystem` |
 //! | [`queue`], [`enqueue`], [`quarantine`], [`verify`] | the queue on disk and what is done to it |
+//! | [`limits`], [`lease`] | how much may be kept; who may replay where there is no lock |
 //! | [`upstream`], [`headers`], [`exchange`] | where requests go; what they say; one request and its reply |
 //! | [`outcome`], [`backoff`] | what a reply means; when to try again |
 //! | [`key`], [`schedule`], [`pass`], [`removal`] | which entry waits for which; the replay; taking out what was delivered |
@@ -33,6 +34,8 @@ pub mod headers;
 pub mod id;
 pub mod key;
 pub mod layout;
+pub mod lease;
+pub mod limits;
 pub mod meta;
 pub mod outcome;
 pub mod pass;

@@ -3,7 +3,7 @@
 
 use crate::bindings::types::Request;
 use crate::id::EntryId;
-use crate::layout::FORMAT;
+use crate::layout::{FORMAT, META};
 use crate::{clock, request};
 use serde::{Deserialize, Serialize};
 use std::time::SystemTime;
@@ -86,7 +86,7 @@ impl Meta {
 
     /// Reads and checks the record of the entry `id`.
     pub fn parse(id: EntryId, json: &[u8]) -> Result<Meta, Unusable> {
-        let damaged = |reason: String| Unusable::Damaged(format!("meta.json: {reason}"));
+        let damaged = |reason: String| Unusable::Damaged(reason_in(META, &reason));
         let versioned: Versioned = serde_json::from_slice(json).map_err(|e| damaged(e.to_string()))?;
         if let Some(format) = versioned.format.filter(|f| *f > FORMAT) {
             return Err(Unusable::Newer(format));
@@ -127,6 +127,16 @@ impl Meta {
     /// The record's text: indented by one blank, as the original's is.
     pub fn to_json(&self) -> Vec<u8> {
         to_json(self)
+    }
+}
+
+/// Why a record cannot be used, on one line and short: messages quote what they found, which may be long.
+pub fn reason_in(file: &str, reason: &str) -> String {
+    const LONGEST: usize = 200;
+    let reason = reason.replace(char::is_control, " ");
+    match reason.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{file}: {}...", reason.get(..end).unwrap_or_default()),
+        None => format!("{file}: {reason}"),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::exchange::{Body, Exchange, Failure, Reply, Request, Timeouts};
 use crate::headers;
 use crate::id::EntryId;
 use crate::key::Key;
+use crate::lease::Lease;
 use crate::outcome::{Verdict, verdict};
 use crate::quarantine;
 use crate::queue::{Entry, Queue, Unloadable};
@@ -26,6 +27,7 @@ use crate::schedule::{Schedule, Turn};
 use crate::upstream::Upstream;
 use crate::{Result, guest};
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 use wasi::clocks::monotonic_clock;
 use wasi::io::poll::{Pollable, poll};
@@ -63,6 +65,8 @@ pub struct Pass {
     soonest: Option<SystemTime>,
     removals: Removals,
     cached: Cached,
+    /// The right to replay, where the host does not see to it.
+    lease: Option<Rc<Lease>>,
     /// The next to be sent, read while others are under way.
     next: Option<Prepared>,
 }
@@ -103,6 +107,10 @@ impl Pass {
     pub fn start(config: Config, options: Options) -> Result<Pass> {
         let upstream = config.upstream()?;
         let queue = Queue::open(&config)?;
+        let lease = match config.lease {
+            Some(true) => Some(Rc::new(Lease::take()?)),
+            Some(false) | None => None,
+        };
         let resume = options.resume.unwrap_or(Resume { outages: 0, probe: None, remaining: 0 });
         let (outages, probe) = match options.wake {
             true => (0, None),
@@ -137,8 +145,15 @@ impl Pass {
             soonest: None,
             removals: Removals::default(),
             cached: Cached::default(),
+            lease,
             next: None,
         })
+    }
+
+    /// Goes on only as long as this lease is held.
+    pub fn under(mut self, lease: Option<Rc<Lease>>) -> Pass {
+        self.lease = self.lease.or(lease);
+        self
     }
 
     /// Starts no further entry.
@@ -156,6 +171,9 @@ impl Pass {
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Ok(Some(event));
+            }
+            if let Some(lease) = &self.lease {
+                lease.keep()?;
             }
             self.fill()?;
             if !self.events.is_empty() {

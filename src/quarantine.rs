@@ -65,15 +65,14 @@ impl Response {
     }
 }
 
-/// Sets an entry aside after 412.
+/// Sets an entry aside after 412. On an error it is where it was.
 pub fn conflict(queue: &Queue, id: EntryId, reply: &Reply, reason: &str) -> Result<()> {
     write_response(queue, id, reply, reason)?;
-    let from = id.to_string();
-    move_aside(&queue.dir, &from, &queue.dir, &format!("{id}{CONFLICT}"))?;
-    queue.sync_dir()
+    let to = move_aside(&queue.dir, &id.to_string(), &queue.dir, &format!("{id}{CONFLICT}"))?;
+    queue.sync_dir().inspect_err(|_| put_back(queue, &queue.dir, &to, id))
 }
 
-/// Sets an entry aside that the server refused for good.
+/// Sets an entry aside that the server refused for good. On an error it is where it was.
 pub fn reject(queue: &Queue, id: EntryId, reply: &Reply, reason: &str) -> Result<()> {
     write_response(queue, id, reply, reason)?;
     aside(queue, id, REJECTED)
@@ -88,6 +87,7 @@ pub fn corrupt(queue: &Queue, id: EntryId, reason: &str) -> Result<()> {
         // Best effort: the entry must get out of the way also where nothing can be written in it.
         let path = format!("{name}/{REASON}");
         let _ = queue.dir.remove(&path).and_then(|()| queue.dir.write(&path, reason.as_bytes(), queue.sync));
+        let _ = sync_entry(queue, &queue.dir, &name);
         return aside(queue, id, CORRUPT);
     }
     let staging = queue.staging()?;
@@ -96,38 +96,67 @@ pub fn corrupt(queue: &Queue, id: EntryId, reason: &str) -> Result<()> {
     staging.create_dir(&wrapper)?;
     staging.write(&format!("{wrapper}/{REASON}"), reason.as_bytes(), queue.sync)?;
     queue.dir.rename(&name, staging, &format!("{wrapper}/found"))?;
-    let corrupt = queue.dir.open_or_create(CORRUPT)?;
-    move_aside(staging, &wrapper, &corrupt, &format!("{id}."))?;
-    sync_both(queue, &corrupt)
+    // The wrapper's names before that in the queue: it must not be durably gone from there first.
+    let moved = sync_entry(queue, staging, &wrapper).and_then(|()| {
+        let corrupt = queue.dir.open_or_create(CORRUPT)?;
+        move_aside(staging, &wrapper, &corrupt, &format!("{id}."))?;
+        Ok(corrupt)
+    });
+    let corrupt = moved.inspect_err(|_| {
+        let _ = staging.rename(&format!("{wrapper}/found"), &queue.dir, &name);
+    })?;
+    sync_both(queue, &corrupt, &queue.dir)
+}
+
+/// Makes the names in an entry's directory durable.
+fn sync_entry(queue: &Queue, dir: &Dir, name: &str) -> Result<()> {
+    match queue.sync {
+        true => Ok(dir.open(name)?.sync()?),
+        false => Ok(()),
+    }
+}
+
+/// Undoes [`move_aside`] after a failed sync: which of both places is durable is not known, and either is a right one,
+/// but here and now the entry is in one place, the one that the caller is told.
+fn put_back(queue: &Queue, from: &Dir, name: &str, id: EntryId) {
+    let _ = from.rename(name, &queue.dir, &id.to_string());
 }
 
 fn aside(queue: &Queue, id: EntryId, place: &str) -> Result<()> {
     let to = queue.dir.open_or_create(place)?;
-    move_aside(&queue.dir, &id.to_string(), &to, &format!("{id}."))?;
-    sync_both(queue, &to)
+    let name = move_aside(&queue.dir, &id.to_string(), &to, &format!("{id}."))?;
+    sync_both(queue, &to, &queue.dir).inspect_err(|_| put_back(queue, &to, &name, id))
 }
 
-fn sync_both(queue: &Queue, other: &Dir) -> Result<()> {
-    // The new name first: a crash in between then shows the entry twice rather than nowhere.
+/// Makes a move from one directory to another durable.
+fn sync_both(queue: &Queue, new: &Dir, old: &Dir) -> Result<()> {
     if queue.sync {
-        other.sync()?;
+        // The new name first: a crash in between then shows the entry twice rather than nowhere.
+        new.sync()?;
+        old.sync()?;
     }
-    queue.sync_dir()
+    Ok(())
 }
 
 fn write_response(queue: &Queue, id: EntryId, reply: &Reply, reason: &str) -> Result<()> {
     let path = format!("{id}/{RESPONSE}");
+    // A file whose sync failed is not synced again, but written anew.
     queue.dir.remove(&path)?;
-    Ok(queue.dir.write(&path, &to_json(&Response::new(reply, reason)), queue.sync)?)
+    let json = to_json(&Response::new(reply, reason));
+    let written = queue.dir.write(&path, &json, queue.sync).map_err(Error::from);
+    written.and_then(|()| sync_entry(queue, &queue.dir, &id.to_string())).inspect_err(|_| {
+        let _ = queue.dir.remove(&path);
+    })
 }
 
-/// Renames to `prefix` and the time, with 4 random hex digits on a clash.
-fn move_aside(from_dir: &Dir, from: &str, to_dir: &Dir, prefix: &str) -> Result<()> {
+/// Renames to `prefix` and the time, with 4 random hex digits on a clash; the new name.
+fn move_aside(from_dir: &Dir, from: &str, to_dir: &Dir, prefix: &str) -> Result<String> {
     let mut to = format!("{prefix}{}", clock::compact(SystemTime::now()));
     while to_dir.stat(&to).is_ok() {
         to = format!("{prefix}{}-{:04x}", clock::compact(SystemTime::now()), get_random_u64() & 0xffff);
     }
-    Ok(from_dir.rename(from, to_dir, &to)?)
+    from_dir.rename(from, to_dir, &to)?;
+    Ok(to)
 }
 
 /// An entry wherever it is: the directory that holds it, its name there, and what that means.
@@ -165,7 +194,7 @@ pub fn all(queue: &Queue) -> Result<Vec<Item>> {
                     found.push((Some(sub), name, id, place, stamp));
                 }
             })?,
-            Err(fault) if fault.is_missing() => {}
+            Err(fault) if fault.is_no_directory() => {}
             Err(fault) => return Err(fault.into()),
         }
     }
@@ -231,6 +260,16 @@ pub fn item(queue: &Queue, at: &Located) -> Item {
         reason: response.as_ref().map(|r| r.reason.clone()).or_else(reason),
         validator: response.as_ref().and_then(Response::validator),
         reply: response.map(|r| WitReply { status: r.status, headers: r.headers, body_start: r.body_start }),
+    }
+}
+
+/// What is wrong with an entry's response.json, if anything. That there is none is for the caller to judge.
+pub fn check_response(dir: &Dir, name: &str) -> Option<String> {
+    let wrong = |what: &dyn std::fmt::Display| Some(format!("{RESPONSE}: {what}"));
+    match dir.read(&format!("{name}/{RESPONSE}"), MAX_RECORD) {
+        Ok(json) => wrong(&serde_json::from_slice::<Response>(&json).err()?),
+        Err(fault) if fault.is_missing() => None,
+        Err(fault) => wrong(&fault.code.name()),
     }
 }
 
@@ -305,14 +344,14 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
         }
         Place::Corrupt => Err(Error::WrongPlace(format!("{name} is corrupt; show it, mend or drop it"))),
         Place::Conflict | Place::Rejected => {
-            for file in [RESPONSE, STATE] {
-                dir.remove(&at.path(file))?;
-            }
+            dir.remove(&at.path(STATE))?;
             dir.rename(&at.name, &queue.dir, &at.id.to_string())?;
-            if let (true, Some(place)) = (queue.sync, &at.dir) {
-                place.sync()?;
+            // Not before: without it, a conflict that could not be moved would have lost the server's version.
+            let _ = queue.dir.remove(&format!("{}/{RESPONSE}", at.id));
+            match &at.dir {
+                Some(place) => sync_both(queue, &queue.dir, place),
+                None => queue.sync_dir(),
             }
-            queue.sync_dir()
         }
     }
 }

@@ -89,43 +89,36 @@ impl Queue {
 
     /// Reads a pending entry.
     pub fn load(&self, id: EntryId) -> std::result::Result<Entry, Unloadable> {
-        let name = id.to_string();
-        let meta = match self.dir.read(&format!("{name}/{META}"), MAX_RECORD) {
+        Self::load_at(&self.dir, &id.to_string(), id)
+    }
+
+    /// Reads an entry wherever it is.
+    pub fn load_at(dir: &Dir, name: &str, id: EntryId) -> std::result::Result<Entry, Unloadable> {
+        let meta = match dir.read(&format!("{name}/{META}"), MAX_RECORD) {
             Ok(json) => Meta::parse(id, &json).map_err(|unusable| match unusable {
                 Unusable::Newer(format) => Unloadable::Newer(format),
                 Unusable::Damaged(reason) => Unloadable::Damaged(reason),
             })?,
-            Err(fault) => return Err(self.without_meta(&name, fault)),
+            Err(fault) => return Err(without_meta(dir, name, fault)),
         };
-        let state = self.state(&name)?;
+        let state = state(dir, name)?;
         Ok(Entry { id, meta, state })
-    }
-
-    /// What an entry is whose meta.json cannot be read.
-    fn without_meta(&self, name: &str, fault: Fault) -> Unloadable {
-        let stat = match self.dir.stat(name) {
-            Ok(stat) => stat,
-            Err(gone) if gone.is_missing() => return Unloadable::Gone,
-            Err(other) => return Unloadable::Io(other.into()),
-        };
-        if stat.type_ != DescriptorType::Directory {
-            return Unloadable::Damaged(format!("it is no directory but a {}", kind_name(stat.type_)));
-        }
-        if !fault.is_missing() {
-            return unreadable(fault);
-        }
-        // Publishing is one rename, but the original makes the directory first and meta.json last.
-        match age(stat.data_modification_timestamp) {
-            Some(age) if age < ABANDONED_AFTER => Unloadable::InProgress,
-            _ => Unloadable::Damaged("meta.json is missing".into()),
-        }
     }
 
     /// Opens an entry's body and checks its length; its digest is for whoever reads it.
     pub fn open_body(&self, entry: &Entry) -> std::result::Result<(File, u64), Unloadable> {
+        Self::open_body_at(&self.dir, &entry.id.to_string(), entry)
+    }
+
+    /// The same wherever the entry is.
+    pub fn open_body_at(
+        dir: &Dir,
+        name: &str,
+        entry: &Entry,
+    ) -> std::result::Result<(File, u64), Unloadable> {
         let damaged = |reason: String| Err(Unloadable::Damaged(reason));
-        let path = format!("{}/{BODY}", entry.id);
-        let file = match self.dir.open_file(&path) {
+        let path = format!("{name}/{BODY}");
+        let file = match dir.open_file(&path) {
             Ok(file) => file,
             Err(fault) if fault.is_missing() => return damaged("body.bin is missing".into()),
             Err(fault) => return Err(unreadable(fault)),
@@ -144,20 +137,16 @@ impl Queue {
         }
     }
 
-    fn state(&self, name: &str) -> std::result::Result<State, Unloadable> {
-        match self.dir.read(&format!("{name}/{STATE}"), MAX_RECORD) {
-            Ok(json) => State::parse(&json).map_err(|e| Unloadable::Damaged(crate::guest::describe(&e))),
-            Err(fault) if fault.is_missing() => Ok(State::default()),
-            Err(fault) => Err(unreadable(fault)),
-        }
-    }
-
     /// Replaces an entry's state.json.
     pub fn save_state(&self, id: EntryId, state: &State) -> Result<()> {
         let (path, new) = (format!("{id}/{STATE}"), format!("{id}/{STATE}.new"));
         self.dir.remove(&new)?;
-        self.dir.write(&new, &to_json(state), self.sync)?;
-        Ok(self.dir.rename(&new, &self.dir, &path)?)
+        let replaced = self
+            .dir
+            .write(&new, &to_json(state), self.sync)
+            .and_then(|()| self.dir.rename(&new, &self.dir, &path));
+        // Half a file helps nobody, least of all on a full disk.
+        Ok(replaced.inspect_err(|_| _ = self.dir.unlink(&new))?)
     }
 
     /// Takes something out of the queue: one rename into `.staging`, so that no half of it is ever visible.
@@ -230,13 +219,9 @@ impl Queue {
         // Some may have been retired by a process that did not live to make that durable.
         self.sync_dir()?;
         for name in names {
-            // A body that is still growing is being written, however long ago it was begun.
-            let touched = [format!("{name}/{BODY}"), name.clone()]
-                .iter()
-                .filter_map(|path| age(staging.stat(path).ok()?.data_modification_timestamp))
-                .min();
-            if touched.is_none_or(|age| age >= ABANDONED_AFTER) {
-                staging.remove(&name)?;
+            if is_abandoned(&staging, &name) {
+                // One that cannot be removed keeps no others from it.
+                let _ = staging.remove(&name);
             }
         }
         Ok(())
@@ -264,7 +249,7 @@ impl Queue {
         let mut count = 0;
         match self.dir.open(place) {
             Ok(dir) => dir.list(|name, _| count += u64::from(layout::parse_aside(&name).is_some()))?,
-            Err(fault) if fault.is_missing() => {}
+            Err(fault) if fault.is_no_directory() => {}
             Err(fault) => return Err(fault.into()),
         }
         Ok(count)
@@ -289,6 +274,35 @@ impl Queue {
             }
         }
         Ok(entries)
+    }
+}
+
+/// What an entry is whose meta.json cannot be read.
+fn without_meta(dir: &Dir, name: &str, fault: Fault) -> Unloadable {
+    let stat = match dir.stat(name) {
+        Ok(stat) => stat,
+        Err(gone) if gone.is_missing() => return Unloadable::Gone,
+        Err(other) => return Unloadable::Io(other.into()),
+    };
+    if stat.type_ != DescriptorType::Directory {
+        return Unloadable::Damaged(format!("it is no directory but a {}", kind_name(stat.type_)));
+    }
+    if !fault.is_missing() {
+        return unreadable(fault);
+    }
+    // Publishing is one rename, but the original makes the directory first and meta.json last.
+    match age(stat.data_modification_timestamp) {
+        Some(age) if age < ABANDONED_AFTER => Unloadable::InProgress,
+        _ => Unloadable::Damaged("meta.json is missing".into()),
+    }
+}
+
+/// Reads an entry's state.json.
+fn state(dir: &Dir, name: &str) -> std::result::Result<State, Unloadable> {
+    match dir.read(&format!("{name}/{STATE}"), MAX_RECORD) {
+        Ok(json) => State::parse(&json).map_err(|e| Unloadable::Damaged(crate::guest::describe(&e))),
+        Err(fault) if fault.is_missing() => Ok(State::default()),
+        Err(fault) => Err(unreadable(fault)),
     }
 }
 
@@ -328,6 +342,16 @@ pub fn describe(id: EntryId, meta: Meta, state: State, body_len: Option<u64>) ->
         not_before: state.not_before,
         last_error: state.last_error,
     }
+}
+
+/// Whether something in `.staging` was left by a crash. A body that is still growing is being written, however
+/// long ago it was begun.
+pub fn is_abandoned(staging: &Dir, name: &str) -> bool {
+    let touched = [format!("{name}/{BODY}"), name.to_owned()]
+        .iter()
+        .filter_map(|path| age(staging.stat(path).ok()?.data_modification_timestamp))
+        .min();
+    touched.is_none_or(|age| age >= ABANDONED_AFTER)
 }
 
 /// How long ago something was modified, by the wall clock; zero where that is in the future.

@@ -1,5 +1,7 @@
 //! state.json: what happened to a pending entry so far. Replaced whole, by rename; absent until needed.
 
+use crate::layout::STATE;
+use crate::meta::reason_in;
 use crate::{Error, clock};
 use serde::{Deserialize, Serialize};
 use std::time::SystemTime;
@@ -21,7 +23,7 @@ pub struct State {
 impl State {
     /// Reads the record.
     pub fn parse(json: &[u8]) -> Result<State, Error> {
-        serde_json::from_slice(json).map_err(|e| Error::Io(format!("state.json: {e}")))
+        serde_json::from_slice(json).map_err(|e| Error::Io(reason_in(STATE, &e.to_string())))
     }
 
     /// When it may be sent, if not at once. A time that cannot be read is none: sending early is harmless.

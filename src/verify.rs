@@ -1,63 +1,174 @@
 //! Reading everything and changing nothing.
 
 use crate::bindings::exports::zddc::outbox::queue::Finding;
-use crate::dir::{DescriptorType, kind_name};
+use crate::dir::{DescriptorType, Dir, kind_name};
 use crate::enqueue::digest;
-use crate::layout::{self, BODY, CORRUPT, Name, REASON, parse_aside};
-use crate::queue::{Entry, Queue, Unloadable};
+use crate::id::EntryId;
+use crate::layout::{
+    self, BODY, CORRUPT, META, Name, OUTBOX_DIR, REASON, REJECTED, RESPONSE, STAGING, STATE, parse_aside,
+};
+use crate::quarantine;
+use crate::queue::{Entry, Queue, Unloadable, is_abandoned};
 use crate::{Error, Result};
 use xxhash_rust::xxh3::Xxh3;
 
+/// What was found so far.
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, name: impl Into<String>, reason: impl Into<String>) {
+        self.0.push(Finding { name: name.into(), reason: reason.into() });
+    }
+
+    fn add_damage(&mut self, name: String, why: Unloadable) {
+        match why {
+            Unloadable::Gone => {}
+            Unloadable::InProgress => self.add(name, "meta.json is missing"),
+            Unloadable::Newer(format) => {
+                self.add(name, format!("it has format {format}; this program knows {}", layout::FORMAT));
+            }
+            Unloadable::Damaged(reason) => self.add(name, reason),
+            Unloadable::Io(error) => self.add(name, crate::guest::describe(&error)),
+        }
+    }
+
+    fn add_unspeakable(&mut self, dir: &Dir, name: &str) -> Result<()> {
+        match dir.unspeakable()? {
+            0 => {}
+            n => self.add(name, format!("{n} names in it are not UTF-8, and none of the outbox's")),
+        }
+        Ok(())
+    }
+}
+
 /// What is not as it should be.
 pub fn verify(queue: &Queue) -> Result<Vec<Finding>> {
-    let mut findings = Vec::new();
-    let mut found = |name: String, reason: String| findings.push(Finding { name, reason });
+    let mut found = Findings::default();
+    let mut conflicts = Vec::new();
     queue.names(|name, kind| match layout::parse(name) {
-        Name::Foreign => {
-            found(name.into(), "it is neither an entry nor anything else of the outbox's".into())
-        }
-        Name::Conflict(..) if kind != DescriptorType::Directory => {
-            found(name.into(), format!("it is no directory but a {}", kind_name(kind)));
-        }
-        _ => {}
+        Name::Foreign => found.add(name, "it is neither an entry nor anything else of the outbox's"),
+        Name::Conflict(id, _) => conflicts.push((name.to_owned(), id, kind)),
+        Name::Pending(_) | Name::Ours => {}
     })?;
+    found.add_unspeakable(&queue.dir, OUTBOX_DIR)?;
     for id in queue.ids()? {
         let name = id.to_string();
-        match queue.load(id).and_then(|entry| check_body(queue, &entry)) {
-            Ok(()) | Err(Unloadable::Gone | Unloadable::InProgress) => {}
-            Err(Unloadable::Newer(format)) => {
-                found(name, format!("it has format {format}; this program knows 1"));
-            }
-            Err(Unloadable::Damaged(reason)) => found(name, reason),
-            Err(Unloadable::Io(error)) => found(name, crate::guest::describe(&error)),
+        match load(&queue.dir, &name, id).and_then(|entry| check_body(&queue.dir, &name, &entry)) {
+            // Somebody is still writing it.
+            Ok(()) | Err(Unloadable::InProgress) => {}
+            Err(why) => found.add_damage(name, why),
         }
     }
-    match queue.dir.open(CORRUPT) {
-        Ok(corrupt) => {
-            let mut names = Vec::new();
-            corrupt.list(|name, _| names.extend(parse_aside(&name).is_some().then(|| name.clone())))?;
-            names.sort();
-            for name in names {
-                let reason =
-                    corrupt.read(&format!("{name}/{REASON}"), layout::MAX_RECORD).unwrap_or_default();
-                found(format!("{CORRUPT}/{name}"), String::from_utf8_lossy(&reason).trim().to_owned());
+    conflicts.sort();
+    for (name, id, kind) in conflicts {
+        check_aside(&mut found, &queue.dir, &name, id, kind, &name);
+    }
+    check_rejected(&mut found, queue)?;
+    check_corrupt(&mut found, queue)?;
+    check_staging(&mut found, queue)?;
+    Ok(found.0)
+}
+
+/// An entry that was set aside, with its reply. (The original leaves no reply, so there may be none.)
+fn check_aside(found: &mut Findings, dir: &Dir, name: &str, id: EntryId, kind: DescriptorType, shown: &str) {
+    if kind != DescriptorType::Directory {
+        return found.add(shown, format!("it is no directory but a {}", kind_name(kind)));
+    }
+    if let Err(why) = load(dir, name, id).and_then(|entry| check_body(dir, name, &entry)) {
+        return found.add_damage(shown.into(), why);
+    }
+    if let Some(reason) = quarantine::check_response(dir, name) {
+        found.add(shown, reason);
+    }
+}
+
+/// Reads an entry, unless something in it must not even be opened: a pipe would wait for ever.
+fn load(dir: &Dir, name: &str, id: EntryId) -> std::result::Result<Entry, Unloadable> {
+    for file in [META, BODY, STATE, RESPONSE] {
+        let Ok(stat) = dir.stat(&format!("{name}/{file}")) else { continue };
+        match stat.type_ {
+            DescriptorType::RegularFile | DescriptorType::Directory | DescriptorType::SymbolicLink => {}
+            other => {
+                return Err(Unloadable::Damaged(format!("{file} is no file but a {}", kind_name(other))));
             }
         }
-        Err(fault) if fault.is_missing() => {}
+    }
+    Queue::load_at(dir, name, id)
+}
+
+/// A directory of the outbox, if it is there and is one.
+fn open_ours(found: &mut Findings, queue: &Queue, name: &str) -> Result<Option<Dir>> {
+    let kind = match queue.dir.stat(name) {
+        Ok(stat) => stat.type_,
+        Err(fault) if fault.is_missing() => return Ok(None),
         Err(fault) => return Err(fault.into()),
+    };
+    if kind != DescriptorType::Directory {
+        found.add(name, format!("it is no directory but a {}", kind_name(kind)));
+        return Ok(None);
     }
-    Ok(findings)
+    let dir = queue.dir.open(name)?;
+    found.add_unspeakable(&dir, name)?;
+    Ok(Some(dir))
+}
+
+fn sorted(dir: &Dir) -> Result<Vec<(String, DescriptorType)>> {
+    let mut names = Vec::new();
+    dir.list(|name, kind| names.push((name, kind)))?;
+    names.sort();
+    Ok(names)
+}
+
+fn check_rejected(found: &mut Findings, queue: &Queue) -> Result<()> {
+    let Some(dir) = open_ours(found, queue, REJECTED)? else { return Ok(()) };
+    for (name, kind) in sorted(&dir)? {
+        let shown = format!("{REJECTED}/{name}");
+        match parse_aside(&name) {
+            Some((id, _)) => check_aside(found, &dir, &name, id, kind, &shown),
+            None => found.add(shown, "it is no entry"),
+        }
+    }
+    Ok(())
+}
+
+/// What is in there is damaged, with the reason.
+fn check_corrupt(found: &mut Findings, queue: &Queue) -> Result<()> {
+    let Some(dir) = open_ours(found, queue, CORRUPT)? else { return Ok(()) };
+    for (name, _) in sorted(&dir)? {
+        let shown = format!("{CORRUPT}/{name}");
+        if parse_aside(&name).is_none() {
+            found.add(shown, "it is no entry");
+            continue;
+        }
+        match dir.read(&format!("{name}/{REASON}"), layout::MAX_RECORD) {
+            Ok(reason) => found.add(shown, String::from_utf8_lossy(&reason).trim()),
+            Err(_) => found.add(shown, format!("it was set aside as damaged; {REASON} cannot be read")),
+        }
+    }
+    Ok(())
+}
+
+fn check_staging(found: &mut Findings, queue: &Queue) -> Result<()> {
+    let Some(dir) = open_ours(found, queue, STAGING)? else { return Ok(()) };
+    for (name, _) in sorted(&dir)? {
+        if is_abandoned(&dir, &name) {
+            let shown = format!("{STAGING}/{name}");
+            found.add(shown, "it was left by a crash more than an hour ago; the next replay removes it");
+        }
+    }
+    Ok(())
 }
 
 /// What is wrong with a body, if anything.
-fn check_body(queue: &Queue, entry: &Entry) -> std::result::Result<(), Unloadable> {
-    let (file, _) = queue.open_body(entry)?;
+fn check_body(dir: &Dir, name: &str, entry: &Entry) -> std::result::Result<(), Unloadable> {
+    let (file, _) = Queue::open_body_at(dir, name, entry)?;
     let Some(expected) = entry.meta.known_digest() else { return Ok(()) };
     let mut hash = Xxh3::new();
     let mut offset = 0;
     loop {
         let (chunk, end) = file.read(offset).map_err(|code| {
-            Unloadable::Io(Error::Io(format!("cannot read {}/{BODY}: {}", entry.id, code.name())))
+            Unloadable::Io(Error::Io(format!("cannot read {name}/{BODY}: {}", code.name())))
         })?;
         hash.update(&chunk);
         offset += chunk.len() as u64;

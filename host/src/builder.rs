@@ -56,6 +56,8 @@ pub struct Builder {
     order: Order,
     durability: Durability,
     max_body: u64,
+    max_bytes: Option<u64>,
+    max_entries: Option<u64>,
     rejected: Refused,
     auth: Refused,
     connect_timeout: Duration,
@@ -83,6 +85,8 @@ impl Builder {
             order: Order::default(),
             durability: Durability::default(),
             max_body: 256 * 1024 * 1024,
+            max_bytes: None,
+            max_entries: None,
             rejected: Refused::default(),
             auth: Refused::default(),
             connect_timeout: Duration::from_secs(10),
@@ -133,6 +137,22 @@ impl Builder {
     /// The longest body in bytes; 256 MiB.
     pub fn max_body(mut self, bytes: u64) -> Self {
         self.max_body = bytes;
+        self
+    }
+
+    /// Bytes on disk that the outbox may take, pending and set aside, from 1; no limit. Files and directories count
+    /// in whole blocks of 4 KiB, about as `du` shows them. At the limit new writes are refused with
+    /// [`Error::QueueFull`]; nothing old is dropped. Several who queue at once may overrun it by what they have in
+    /// flight.
+    pub fn max_bytes(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.max_bytes = bytes.into();
+        self
+    }
+
+    /// Entries that may wait at once, from 1; no limit. What was set aside does not count. Otherwise as
+    /// [`Builder::max_bytes`].
+    pub fn max_entries(mut self, entries: impl Into<Option<u64>>) -> Self {
+        self.max_entries = entries.into();
         self
     }
 
@@ -240,9 +260,13 @@ impl Builder {
             ("OUTBOX_ORDER", order.to_owned()),
             ("OUTBOX_REJECTED", word(self.rejected, "keep")),
             ("OUTBOX_AUTH", word(self.auth, "hold")),
+            // This host has a lock; see `root::Lock`.
+            ("OUTBOX_LEASE", "none".to_owned()),
             ("OUTBOX_CONNECT_TIMEOUT_MS", millis(self.connect_timeout)),
             ("OUTBOX_IDLE_TIMEOUT_MS", millis(self.idle_timeout)),
         ];
+        env.extend(self.max_bytes.iter().map(|bytes| ("OUTBOX_MAX_BYTES", bytes.to_string())));
+        env.extend(self.max_entries.iter().map(|entries| ("OUTBOX_MAX_ENTRIES", entries.to_string())));
         env.extend(self.upstream.iter().map(|url| ("OUTBOX_UPSTREAM", url.clone())));
         env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }

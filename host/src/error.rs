@@ -4,6 +4,15 @@ use crate::bindings::zddc::outbox::types as wit;
 use std::fmt;
 use std::path::PathBuf;
 
+/// What of an outbox can be limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// Bytes on disk of everything that is kept.
+    Bytes,
+    /// Pending entries.
+    Entries,
+}
+
 /// Why a call failed. Displayed in lower case and without a full stop, to fit after "error: ".
 #[derive(Debug)]
 #[non_exhaustive]
@@ -19,6 +28,15 @@ pub enum Error {
     },
     /// The body is longer than this many bytes.
     BodyTooLarge(u64),
+    /// The outbox holds as much as a limit allows; nothing old was dropped to make room.
+    QueueFull {
+        /// What is limited.
+        measure: Measure,
+        /// The limit.
+        max: u64,
+        /// How much of it is used.
+        used: u64,
+    },
     /// The body could not be read to its end.
     BodyFailed(String),
     /// No entry has this name.
@@ -40,6 +58,13 @@ pub enum Error {
     },
     /// Another host is replaying this outbox; its process id, where known.
     Locked(Option<u32>),
+    /// A stock host is replaying this outbox, by a lease in its directory.
+    Leased {
+        /// Who holds it: a random name.
+        owner: String,
+        /// Until when, unless it is renewed: RFC 3339, UTC.
+        expires: String,
+    },
     /// Nobody is replaying this outbox.
     NotRunning,
     /// The component cannot be compiled or linked.
@@ -60,6 +85,15 @@ impl fmt::Display for Error {
             Error::BodyTooLarge(limit) => {
                 write!(f, "the body is longer than the limit of {limit} bytes; raise it with --max-body or OUTBOX_MAX_BODY")
             }
+            Error::QueueFull { measure, max, used } => {
+                let (what, name) = match measure {
+                    Measure::Bytes => ("bytes", "max-bytes"),
+                    Measure::Entries => ("entries", "max-entries"),
+                };
+                let variable = name.to_uppercase().replace('-', "_");
+                write!(f, "the outbox is full: {used} {what} are used of the {max} that --{name} or OUTBOX_{variable} allows, and this write does not fit\n\
+                    make room: 'outbox replay' what waits, 'outbox drop' or 'resolve' what 'outbox conflicts' and 'rejected' show, or raise the limit")
+            }
             Error::BodyFailed(why) => write!(f, "the body cannot be read: {why}"),
             Error::NoSuchEntry(name) => write!(f, "no entry is called {name:?}; 'outbox list', 'conflicts' and 'rejected' show what there is"),
             Error::WrongPlace(why) | Error::NoValidator(why) | Error::Io(why) => f.write_str(why),
@@ -69,6 +103,9 @@ impl fmt::Display for Error {
                 write!(f, "another outbox (process {pid}) is replaying this root; 'outbox wake' makes it replay now")
             }
             Error::Locked(None) => f.write_str("another outbox is replaying this root; 'outbox wake' makes it replay now"),
+            Error::Leased { owner, expires } => {
+                write!(f, "a stock host ({owner}) is replaying this root; its lease ends at {expires} unless it is renewed")
+            }
             Error::NotRunning => f.write_str("no outbox is replaying this root; start one with 'outbox run', or make one pass with 'outbox replay'"),
             Error::Component(why) => write!(f, "the component cannot be used: {why}"),
             Error::Trapped(why) => write!(f, "the component was stopped: {why}"),
@@ -84,6 +121,14 @@ impl From<wit::Error> for Error {
                 Error::Invalid { what: i.what, value: i.value, reason: i.reason }
             }
             wit::Error::BodyTooLarge(limit) => Error::BodyTooLarge(limit),
+            wit::Error::QueueFull(limit) => {
+                let measure = match limit.measure {
+                    wit::Measure::Bytes => Measure::Bytes,
+                    wit::Measure::Entries => Measure::Entries,
+                };
+                Error::QueueFull { measure, max: limit.max, used: limit.used }
+            }
+            wit::Error::AnotherReplays(lease) => Error::Leased { owner: lease.owner, expires: lease.expires },
             wit::Error::BodyFailed(why) => Error::BodyFailed(why),
             wit::Error::NoSuchEntry(name) => Error::NoSuchEntry(name),
             wit::Error::WrongPlace(why) => Error::WrongPlace(why),

@@ -25,6 +25,7 @@ mod driver;
 mod egress;
 mod error;
 mod instances;
+mod lease;
 mod model;
 mod outbox;
 mod pool;
@@ -40,8 +41,10 @@ pub use body::Body;
 pub use builder::{Builder, Durability, Order, Refused};
 pub use credential::Credential;
 pub use egress::Origin;
-pub use error::Error;
-pub use model::{Counts, Delivery, Entry, Event, Finding, Health, Item, Outcome, Place, Reply, Report};
+pub use error::{Error, Measure};
+pub use model::{
+    Counts, Delivery, Entry, Event, Finding, Health, Item, Outcome, Place, Reply, Report, Usage,
+};
 pub use outbox::{Keep, Outbox, Status};
 pub use runtime::{Runtime, RuntimeOptions, default_cache_dir};
 pub use sandbox::Limits;

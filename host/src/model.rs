@@ -149,6 +149,21 @@ impl From<queue::Counts> for Counts {
     }
 }
 
+/// What an outbox takes up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Usage {
+    /// Bytes on disk, as [`Builder::max_bytes`](crate::Builder::max_bytes) counts them.
+    pub bytes: u64,
+    /// Pending entries of a higher format, which a newer outbox wrote; they are left untouched.
+    pub newer: u64,
+}
+
+impl From<queue::Extent> for Usage {
+    fn from(e: queue::Extent) -> Usage {
+        Usage { bytes: e.bytes, newer: e.newer }
+    }
+}
+
 /// Something that `verify` found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {

@@ -7,7 +7,7 @@ use crate::body::{self, Body, Kind};
 use crate::builder::Builder;
 use crate::driver::Driver;
 use crate::instances::Instances;
-use crate::model::{Counts, Delivery, Entry, Event, Finding, Health, Item, Report, Resume};
+use crate::model::{Counts, Delivery, Entry, Event, Finding, Health, Item, Report, Resume, Usage};
 use crate::recipe::Recipe;
 use crate::root::{self, Lock};
 use crate::sandbox::Instance;
@@ -136,6 +136,11 @@ impl Outbox {
         self.queue(async |queue, store| queue.call_count(store).await).await.map(Into::into)
     }
 
+    /// What the outbox takes up. Looks at every entry: with 100,000 of them this takes a second or more.
+    pub async fn usage(&self) -> Result<Usage, Error> {
+        self.queue(async |queue, store| queue.call_usage(store).await).await.map(Into::into)
+    }
+
     /// Everything that was set aside, oldest first.
     pub async fn quarantined(&self) -> Result<Vec<Item>, Error> {
         let items = self.queue(async |queue, store| queue.call_quarantined(store).await).await?;
@@ -231,7 +236,7 @@ impl Outbox {
         let left = known.next_pass.map(|at| at.saturating_duration_since(std::time::Instant::now()));
         Ok(Status {
             counts,
-            replaying: holder.is_some(),
+            replaying: holder.is_some() || root::leased(&self.0.recipe.root),
             pid: holder.flatten(),
             upstream: known.upstream,
             next_pass_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),

@@ -2,6 +2,7 @@
 //! replaying host, which a guest cannot take.
 
 use crate::Error;
+use crate::lease::{self, Lease};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,8 @@ use std::path::{Path, PathBuf};
 pub(crate) const OUTBOX_DIR: &str = ".zddc-outbox";
 /// Held by the one replaying host; has its process id in it.
 const LOCK: &str = ".lock";
+/// Held by whoever replays, where hosts can see no lock.
+const LEASE: &str = ".lease";
 /// Changed by whoever wants the replaying host to make a pass now.
 pub(crate) const WAKE: &str = ".wake";
 
@@ -42,6 +45,8 @@ fn make(root: &Path, outbox: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(outbox)?;
+    // There before anything is queued: a disk without inodes could not be emptied if replaying needed one.
+    lock_options().open(outbox.join(LOCK))?;
     // What is queued in them is worth no more than their own names. (Directories cannot be opened for that
     // on Windows, whose file systems see to it themselves.)
     #[cfg(unix)]
@@ -56,6 +61,12 @@ fn make(root: &Path, outbox: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+fn lock_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    options
+}
+
 /// An outbox that an earlier program made with a wider mode is narrowed.
 #[cfg(unix)]
 fn restrict(outbox: &Path) -> std::io::Result<()> {
@@ -66,29 +77,32 @@ fn restrict(outbox: &Path) -> std::io::Result<()> {
     fs::set_permissions(outbox, fs::Permissions::from_mode(0o700))
 }
 
-/// The right to replay. The kernel gives it back on any death.
+/// The right to replay. The kernel gives the lock back on any death; the lease ends by itself.
 #[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "held, not used")] File);
+pub(crate) struct Lock {
+    // Given back first: whoever has the lock may have the lease.
+    _lease: Lease,
+    _lock: File,
+}
 
 impl Lock {
     /// Takes the lock, or says who has it.
     pub(crate) fn take(root: &Path) -> Result<Lock, Error> {
         let path = root.join(OUTBOX_DIR).join(LOCK);
         let trouble = |e: std::io::Error| Error::Root { path: path.clone(), reason: e.to_string() };
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let mut file = options.open(&path).map_err(trouble)?;
+        let mut file = lock_options().open(&path).map_err(trouble)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::Locked(pid(&mut file))),
             Err(TryLockError::Error(e)) => return Err(trouble(e)),
         }
-        // The number is for people and messages only.
-        file.set_len(0)
+        // The number is for people and messages only. A full disk, which may have no room for it, is emptied by
+        // replaying.
+        let _ = file
+            .set_len(0)
             .and_then(|()| file.seek(SeekFrom::Start(0)))
-            .and_then(|_| writeln!(file, "{}", std::process::id()))
-            .map_err(trouble)?;
-        Ok(Lock(file))
+            .and_then(|_| writeln!(file, "{}", std::process::id()));
+        Ok(Lock { _lease: Lease::take(root.join(OUTBOX_DIR).join(LEASE))?, _lock: file })
     }
 
     /// The process that replays this root now, if there is one.
@@ -99,6 +113,11 @@ impl Lock {
             _ => None,
         }
     }
+}
+
+/// A stock host that replays this root now, if there is one.
+pub(crate) fn leased(root: &Path) -> bool {
+    lease::foreign(&root.join(OUTBOX_DIR).join(LEASE)).is_some()
 }
 
 fn pid(file: &mut File) -> Option<u32> {

@@ -181,6 +181,7 @@ fn status_counts_and_its_exit_code_says_who_is_needed() {
     let status = cli.json(["status", "--json"]);
     let zero = json!({
         "pending": 0, "conflicts": 0, "rejected": 0, "corrupt": 0, "oldest": null, "replaying": false, "pid": null,
+        "bytes": 0, "newer": 0, "max_bytes": null, "max_entries": null,
     });
     assert_eq!(status, zero);
     let id = cli.send(&["PUT", "/x"]);

@@ -197,12 +197,12 @@ async fn an_id_that_is_not_the_directorys_name_removes_nothing() {
 }
 
 /// Makes a file or directory look as old as this.
-fn age(path: &Path, age: Duration) {
+pub fn age(path: &Path, age: Duration) {
     let times = FileTimes::new().set_modified(SystemTime::now() - age);
     File::open(path).unwrap().set_times(times).unwrap();
 }
 
-const OLD: Duration = Duration::from_secs(3700);
+pub const OLD: Duration = Duration::from_secs(3700);
 const RECENT: Duration = Duration::from_secs(3500);
 
 #[tokio::test]

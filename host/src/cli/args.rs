@@ -87,8 +87,8 @@ Example:
     Drop(NamesArgs),
     /// Check every entry, bodies too; change nothing
     Verify(OutputArgs),
-    /// Print how many entries are where, and who replays
-    Status(OutputArgs),
+    /// Print how many entries are where, what they take up, and who replays
+    Status(StatusArgs),
     /// Ask the running outbox for a pass now
     Wake,
     /// Show the whole story in this terminal, with a server of its own
@@ -105,6 +105,17 @@ pub struct OutputArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Look at every entry, also where there are more than 10,000: bytes on disk, and entries of a newer outbox
+    #[arg(long)]
+    pub full: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -145,6 +156,18 @@ pub struct StorageArgs {
     /// The longest body, in bytes
     #[arg(long, env = "OUTBOX_MAX_BODY", value_name = "BYTES", default_value_t = 256 * 1024 * 1024)]
     pub max_body: u64,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LimitArgs {
+    /// Refuse new writes once the outbox takes so many bytes on disk, set-aside entries included
+    #[arg(long, env = "OUTBOX_MAX_BYTES", value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_bytes: Option<u64>,
+    /// Refuse new writes once so many wait
+    #[arg(long, env = "OUTBOX_MAX_ENTRIES", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_entries: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -159,7 +182,8 @@ impl StorageArgs {
             DurabilityArg::Full => Durability::Full,
             DurabilityArg::None => Durability::None,
         };
-        builder.durability(durability).max_body(self.max_body)
+        let LimitArgs { max_bytes, max_entries } = self.limits;
+        builder.durability(durability).max_body(self.max_body).max_bytes(max_bytes).max_entries(max_entries)
     }
 }
 

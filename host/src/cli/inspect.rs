@@ -1,9 +1,9 @@
 //! Commands that look at what is on disk and act on single entries.
 
-use super::args::{Global, KeepArg, NamesArgs, OutputArgs, ResolveArgs, ShowArgs};
+use super::args::{Global, KeepArg, LimitArgs, NamesArgs, OutputArgs, ResolveArgs, ShowArgs, StatusArgs};
 use super::{ATTENTION, DONE, FAILED, builder, code_of, text};
 use bytes::Bytes;
-use outbox_host::{Error, Item, Keep, Outbox, Place};
+use outbox_host::{Counts, Error, Item, Keep, Outbox, Place};
 use serde_json::json;
 use std::io::{self, BufWriter, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -107,9 +107,21 @@ async fn of_place(outbox: &Outbox, place: Place) -> Result<Vec<Item>, Error> {
     Ok(items)
 }
 
-pub async fn status(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
+/// Entries that `status` looks at without being told to: a fraction of a second.
+const QUICK: u64 = 10_000;
+
+fn entries(counts: &Counts) -> u64 {
+    counts.pending + counts.conflicts + counts.rejected + counts.corrupt
+}
+
+pub async fn status(global: &Global, args: &StatusArgs) -> anyhow::Result<u8> {
     let outbox = builder(global).open()?;
     let status = outbox.status().await?;
+    let usage = match args.full || entries(&status.counts) <= QUICK {
+        true => Some(outbox.usage().await?),
+        false => None,
+    };
+    let LimitArgs { max_bytes, max_entries } = args.limits;
     let code = code_of(&status.counts);
     let oldest = match &status.counts.oldest {
         Some(id) => outbox.get(id).await.ok().and_then(|item| item.entry),
@@ -117,15 +129,20 @@ pub async fn status(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
     };
     let mut out = io::stdout().lock();
     let c = &status.counts;
-    if args.json {
+    if args.output.json {
         let value = json!({
             "pending": c.pending, "conflicts": c.conflicts, "rejected": c.rejected, "corrupt": c.corrupt,
+            "newer": usage.map(|u| u.newer), "bytes": usage.map(|u| u.bytes), "max_bytes": max_bytes, "max_entries": max_entries,
             "oldest": oldest, "replaying": status.replaying, "pid": status.pid,
         });
         writeln!(out, "{value}")?;
         return Ok(code);
     }
-    writeln!(out, "{:>7}  pending", c.pending)?;
+    let of = |max: Option<u64>| max.map_or(String::new(), |max| format!(" of at most {max}"));
+    writeln!(out, "{:>7}  pending{}", c.pending, of(max_entries))?;
+    if let Some(n) = usage.map(|usage| usage.newer).filter(|n| *n > 0) {
+        writeln!(out, "{n:>7}  of them written by a newer outbox, and left to it (see 'outbox verify')")?;
+    }
     for (n, what, how) in [
         (c.conflicts, "in conflict", "conflicts"),
         (c.rejected, "rejected", "rejected"),
@@ -133,6 +150,12 @@ pub async fn status(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
     ] {
         let hint = if n > 0 { format!(" (see 'outbox {how}')") } else { String::new() };
         writeln!(out, "{n:>7}  {what}{hint}")?;
+    }
+    match usage {
+        Some(usage) => writeln!(out, "{:>7}  bytes on disk{}", usage.bytes, of(max_bytes))?,
+        None => {
+            writeln!(out, "bytes on disk are not counted with so many entries; 'outbox status --full' does")?
+        }
     }
     if let Some(oldest) = oldest {
         writeln!(out, "oldest: {} {}, queued {}", oldest.method, oldest.raw_uri, oldest.queued_at)?;

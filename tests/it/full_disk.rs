@@ -1,0 +1,330 @@
+//! Real small file systems that fill up, by bytes and by inodes. Each test runs once more in a mount namespace
+//! of its own, where it may mount; it says so where that is not possible.
+
+use crate::cli::{Cli, parse};
+use crate::kit::{self, OUTBOX_DIR};
+use crate::upstream::{Act, Reply, Seen, Upstream};
+use outbox_host::{Body, Error, Outbox, Place, Write as QueuedWrite};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+/// Set in the namespace.
+const INSIDE: &str = "OUTBOX_TEST_IN_NAMESPACE";
+
+/// The options of unshare(1) for a mount namespace: as root, and as anybody else where that is allowed.
+const NAMESPACES: [&str; 2] = ["-m", "-Urm"];
+
+/// Runs a test of this module, if need be by starting it again in a namespace of its own.
+fn in_namespace(test: &str, story: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        return story();
+    }
+    let probe = kit::root();
+    let mut refusals = Vec::new();
+    for namespace in NAMESPACES {
+        let mount = ["mount", "-t", "tmpfs", "none"];
+        let tried = Command::new("unshare").arg(namespace).args(mount).arg(probe.path()).output();
+        match tried {
+            Ok(output) if output.status.success() => {
+                let mut inside = Command::new("unshare");
+                inside.arg(namespace).arg(std::env::current_exe().unwrap());
+                inside.args(["--exact", "--nocapture", &format!("full_disk::{test}")]).env(INSIDE, "1");
+                let ran = inside.output().unwrap();
+                let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                println!("{}{}", text(&ran.stdout), text(&ran.stderr));
+                assert!(ran.status.success(), "in its namespace, it failed");
+                assert!(text(&ran.stdout).contains("1 passed"), "in its namespace, it did not run");
+                return;
+            }
+            Ok(output) => refusals.push(String::from_utf8_lossy(&output.stderr).into_owned()),
+            Err(error) => refusals.push(error.to_string()),
+        }
+    }
+    eprintln!("skipped {test}: nothing can be mounted here: {refusals:?}");
+}
+
+/// What there is too little of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Scarce {
+    Bytes,
+    Inodes,
+}
+
+/// A small file system.
+struct Disk {
+    at: TempDir,
+    /// The file that it is in, if any; beside it, not on it.
+    _image: Option<TempDir>,
+    scarce: Scarce,
+}
+
+impl Disk {
+    fn tmpfs(scarce: Scarce) -> Disk {
+        let options = match scarce {
+            Scarce::Bytes => "size=1m",
+            Scarce::Inodes => "size=16m,nr_inodes=100",
+        };
+        let at = kit::root();
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", options, "outbox"]).arg(at.path())).unwrap();
+        Disk { at, _image: None, scarce }
+    }
+
+    /// An ext4 in a file; why not, where there are no loop devices.
+    fn ext4(scarce: Scarce) -> Result<Disk, String> {
+        let (at, beside) = (kit::root(), kit::root());
+        let image = beside.path().join("image");
+        File::create(&image).unwrap().set_len(2 << 20).unwrap();
+        let inodes = if scarce == Scarce::Inodes { "128" } else { "512" };
+        let options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-N", inodes];
+        run(Command::new("mkfs.ext4").args(options).arg(&image))?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(at.path()))?;
+        Ok(Disk { at, _image: Some(beside), scarce })
+    }
+
+    /// What is free of what is scarce, once everything is written.
+    fn free(&self) -> u64 {
+        let dir = File::open(self.at.path()).unwrap();
+        rustix::fs::syncfs(&dir).unwrap();
+        let stat = rustix::fs::fstatvfs(&dir).unwrap();
+        match self.scarce {
+            Scarce::Bytes => stat.f_bfree,
+            Scarce::Inodes => stat.f_ffree,
+        }
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.at.path().join("filler")
+    }
+
+    /// Takes all that is left, and says what the system still calls free: ext4 keeps a reserve for itself.
+    fn fill(&self) -> u64 {
+        let full = |error: &std::io::Error| assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+        fs::create_dir_all(self.filler()).unwrap_or_else(|error| full(&error));
+        // What was promised to data not yet written is free again once it is.
+        let mut left = u64::MAX;
+        for n in 0.. {
+            let taken =
+                File::create(self.filler().join(n.to_string())).and_then(|mut file| match self.scarce {
+                    Scarce::Inodes => Ok(()),
+                    Scarce::Bytes => loop {
+                        file.write_all(&[1; 512])?;
+                    },
+                });
+            if let Err(error) = taken {
+                full(&error);
+                match std::mem::replace(&mut left, self.free()) {
+                    before if before == left => return left,
+                    _ => {}
+                }
+            }
+        }
+        unreachable!()
+    }
+
+    fn make_room(&self) {
+        fs::remove_dir_all(self.filler()).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = run(Command::new("umount").arg("-l").arg(self.at.path()));
+    }
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    match command.output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr))),
+        Err(error) => Err(format!("{command:?}: {error}")),
+    }
+}
+
+/// Every write that was acknowledged: id, target and body.
+type Acknowledged = Vec<(String, String, Vec<u8>)>;
+
+async fn queue(outbox: &Outbox, target: &str, body: Vec<u8>, sent: &mut Acknowledged) -> Result<(), Error> {
+    let id = outbox.enqueue_write(QueuedWrite::new("PUT", target), body.clone().into()).await?;
+    sent.push((id, target.into(), body));
+    Ok(())
+}
+
+fn staged(root: &Path) -> Vec<String> {
+    let names = fs::read_dir(kit::path(root, ".staging")).unwrap();
+    names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// The refusal that is wanted, after which nothing is left of the attempt.
+fn assert_refused<T: std::fmt::Debug>(refused: Result<T, Error>, disk: &Disk, root: &Path, free: u64) {
+    assert!(matches!(refused, Err(Error::NoSpace)), "{refused:?}");
+    assert_eq!(staged(root), [""; 0]);
+    assert_eq!(disk.free(), free, "a refused write keeps space");
+}
+
+/// The server of these stories: paths say what becomes of them, unless everything is fine by now.
+fn answers(seen: &Seen) -> Act {
+    match seen.target.as_str() {
+        "/later" | "/later/again" => Reply::new(503).header("Retry-After", "60").body("not now").into(),
+        "/conflict" => Reply::new(412).header("ETag", "\"theirs\"").body("clash").into(),
+        "/rejected" => Reply::new(422).body("never").into(),
+        _ => 204.into(),
+    }
+}
+
+/// The story of one disk, from empty to full and back.
+async fn fills_up(disk: Disk) {
+    let cli = Cli { root: TempDir::new_in(disk.at.path()).unwrap() };
+    let root = cli.root.path();
+    let server = Upstream::start(answers);
+    let outbox = kit::open(root, &server.url());
+    let mut sent = Vec::new();
+
+    // Entries that a pass will want to write something about. One of them it has written about before.
+    for target in ["/later/again", "/later", "/conflict", "/rejected", "/damaged"] {
+        queue(&outbox, target, b"0123456789".to_vec(), &mut sent).await.unwrap();
+        if sent.len() == 1 {
+            assert_eq!(outbox.replay().await.unwrap().deferred, 1);
+            outbox.retry(&sent[0].0).await.unwrap();
+            // From here on as if nobody had ever replayed: what replaying writes has no room yet.
+            File::create(kit::path(root, ".lock")).unwrap();
+            let _ = fs::remove_file(kit::path(root, ".lease"));
+        }
+    }
+    let again = kit::path(root, &format!("{}/state.json", sent[0].0));
+    let noted = fs::read(&again).unwrap();
+    fs::write(kit::path(root, &format!("{}/body.bin", sent[4].0)), "012345678X").unwrap();
+    let specials = sent.len();
+
+    // Until nothing more fits. The sizes are such that a write fails sometimes early, sometimes late.
+    let refused = loop {
+        let body = vec![sent.len() as u8; 3_000 + 1_700 * (sent.len() % 7)];
+        let target = format!("/sound/{}", sent.len());
+        let queued = queue(&outbox, &target, body, &mut sent).await;
+        if queued.is_err() {
+            break queued;
+        }
+    };
+    assert!(sent.len() > specials + 5, "it was full too soon: {}", sent.len());
+    let free = disk.free();
+    assert_refused(refused, &disk, root, free);
+    for len in [5_000, 20_000, 200_000] {
+        if disk.scarce == Scarce::Inodes || len > 15_000 {
+            assert_refused(queue(&outbox, "/x", vec![1; len], &mut sent).await, &disk, root, free);
+        }
+    }
+    if disk.scarce == Scarce::Bytes {
+        let endless = Body::reader(std::io::repeat(7));
+        assert_refused(outbox.enqueue_write(QueuedWrite::new("PUT", "/x"), endless).await, &disk, root, free);
+    }
+
+    // Not a byte, or not an inode, is left.
+    let free = disk.fill();
+    assert_refused(queue(&outbox, "/x", vec![1; 5_000], &mut sent).await, &disk, root, free);
+    let ran = cli.run_with_stdin(&["send", "PUT", "/x", "--body", "-"], &[1; 5_000]);
+    assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.lines().count()), (1, "", 1), "{ran:?}");
+    assert!(ran.stderr.contains("no space") && ran.stderr.contains("nothing was queued"), "{ran:?}");
+    assert_eq!((disk.free(), staged(root)), (free, vec![]));
+    let pending: Vec<String> =
+        outbox.pending(None, 10_000).await.unwrap().into_iter().map(|entry| entry.id).collect();
+    assert_eq!(pending, sent.iter().map(|(id, ..)| id.clone()).collect::<Vec<_>>());
+    let damaged = |findings: Vec<outbox_host::Finding>| -> Vec<String> {
+        findings.into_iter().map(|finding| finding.name).collect()
+    };
+    assert_eq!(damaged(outbox.verify().await.unwrap()), [sent[4].0.clone()]);
+
+    // What is sound is delivered all the same. One at a time: what is noted is noted on the full disk.
+    let ran = cli.run(["replay", "--json", "--upstream", &server.url(), "--concurrency", "1"]);
+    assert!([3, 4].contains(&ran.code), "{ran:?}");
+    assert!(ran.stderr.lines().all(|line| line.contains("WARN no lease can be written")), "{ran:?}");
+    let report = parse(ran.stdout.lines().last().unwrap());
+    assert_eq!(report["delivered"], sent.len() - specials, "{ran:?}");
+    let seen = server.seen();
+    for (id, target, body) in sent.iter().skip(specials) {
+        let whole: Vec<&Seen> = seen.iter().filter(|seen| seen.target == *target && seen.complete).collect();
+        assert_eq!(whole.len(), 1, "{target}");
+        assert!(whole[0].body == *body && whole[0].header("idempotency-key") == Some(id), "{target}");
+    }
+    assert!(seen.iter().all(|seen| seen.target != "/damaged" || !seen.complete));
+    // The others are still there: where they were, or where they are kept.
+    for (id, target, _) in sent.iter().take(specials) {
+        let item = outbox.get(id).await.unwrap();
+        let aside = match target.as_str() {
+            "/conflict" => Place::Conflict,
+            "/rejected" => Place::Rejected,
+            "/damaged" => Place::Corrupt,
+            _ => Place::Pending,
+        };
+        assert!([Place::Pending, aside].contains(&item.place), "{target}: {item:?}");
+    }
+    assert_eq!(fs::read(&again).unwrap(), noted, "what was known of an entry is gone");
+    for path in cli.tree().iter().map(|path| kit::path(root, path)).filter(|path| path.is_file()) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        match name {
+            "meta.json" | "state.json" | "response.json" => drop(kit::json(&path)),
+            // The reason is a help, not a must.
+            "body.bin" | "reason.txt" => {}
+            other => panic!("{other} is left in an entry"),
+        }
+    }
+
+    // Room again.
+    disk.make_room();
+    queue(&outbox, "/room/again", b"x".to_vec(), &mut sent).await.unwrap();
+    let (_, outcomes, report) = cli.replay(&server.url(), &[]);
+    let counts = ["conflicts", "rejected", "corrupt"].map(|place| outcomes_of(&cli, place));
+    assert_eq!((counts, &report["delivered"]), ([1, 1, 1], &1.into()), "{outcomes:#?}");
+    server.script(|_| 204);
+    for (id, ..) in &sent[..2] {
+        cli.ok(["retry", id]);
+    }
+    let (code, outcomes, report) = cli.replay(&server.url(), &[]);
+    assert_eq!(
+        (code, &report["delivered"], &report["remaining"]),
+        (4, &2.into(), &0.into()),
+        "{outcomes:#?}"
+    );
+    assert_eq!(staged(root), [""; 0]);
+    let left: Vec<String> = fs::read_dir(root.join(OUTBOX_DIR))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.starts_with('.') && !["rejected", "corrupt"].contains(&name.as_str()))
+        .collect();
+    assert!(left.len() == 1 && left[0].starts_with(&format!("{}.conflict-", sent[2].0)), "{left:?}");
+}
+
+fn outcomes_of(cli: &Cli, place: &str) -> u64 {
+    parse(cli.run(["status", "--json"]).stdout)[place].as_u64().unwrap()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn a_tmpfs_without_bytes_refuses_writes_and_delivers_what_it_has() {
+    in_namespace("a_tmpfs_without_bytes_refuses_writes_and_delivers_what_it_has", || {
+        runtime().block_on(fills_up(Disk::tmpfs(Scarce::Bytes)));
+    });
+}
+
+#[test]
+fn a_tmpfs_without_inodes_refuses_writes_and_delivers_what_it_has() {
+    in_namespace("a_tmpfs_without_inodes_refuses_writes_and_delivers_what_it_has", || {
+        runtime().block_on(fills_up(Disk::tmpfs(Scarce::Inodes)));
+    });
+}
+
+#[test]
+fn an_ext4_without_bytes_or_inodes_refuses_writes_and_delivers_what_it_has() {
+    in_namespace("an_ext4_without_bytes_or_inodes_refuses_writes_and_delivers_what_it_has", || {
+        for scarce in [Scarce::Bytes, Scarce::Inodes] {
+            match Disk::ext4(scarce) {
+                Ok(disk) => runtime().block_on(fills_up(disk)),
+                Err(why) => println!("skipped: no ext4 can be made here: {why}"),
+            }
+        }
+    });
+}

@@ -1,0 +1,168 @@
+//! Who replays where there is no lock: hosts that know nothing of each other share a lease, and the bundled host
+//! heeds it and holds one itself.
+
+use crate::kit::{builder, json, open, path, replay, root, send};
+use crate::plain_host::{Clocks, Ended, run};
+use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
+use outbox_host::{Error, Outbox};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+/// Within the timeouts of a request, also where the clock goes faster.
+const PATIENT: (&str, &str) = ("OUTBOX_IDLE_TIMEOUT_MS", "86400000");
+
+async fn plain(root: &Path, clocks: Clocks, upstream: &str, command: &str) -> Ended {
+    run(root, clocks, &[("OUTBOX_UPSTREAM", upstream), PATIENT], &[command]).await
+}
+
+/// A pass of a plain host whose request is at the server, which holds its reply back.
+struct Held {
+    root: TempDir,
+    server: Upstream,
+    gate: Gate,
+    outbox: Outbox,
+    first: JoinHandle<Ended>,
+}
+
+impl Held {
+    async fn start(clocks: Clocks) -> Held {
+        let (root, gate) = (root(), Gate::new());
+        let held = gate.clone();
+        let server = Upstream::start(move |_: &Seen| Act::ReplyAfter(held.clone(), Reply::new(204)));
+        let outbox = open(root.path(), &server.url());
+        send(&outbox, "PUT", "/x", "1").await;
+        let (dir, url) = (root.path().to_owned(), server.url());
+        let first = tokio::spawn(async move { plain(&dir, clocks, &url, "replay").await });
+        server.wait_for(1).await;
+        Held { root, server, gate, outbox, first }
+    }
+
+    fn lease(&self) -> PathBuf {
+        path(self.root.path(), ".lease")
+    }
+}
+
+#[tokio::test]
+async fn a_second_replayer_is_told_who_replays_and_sends_nothing() {
+    let mut held = Held::start(Clocks::default()).await;
+    let lease = json(&held.lease());
+    let (owner, expires) = (lease["owner"].as_str().unwrap(), lease["expires"].as_str().unwrap());
+    for command in ["replay", "run"] {
+        let ended = plain(held.root.path(), Clocks::default(), &held.server.url(), command).await;
+        assert!(!ended.ok && ended.stdout.is_empty(), "{ended:?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+        assert!(ended.stderr.contains("another replays") && ended.stderr.contains(owner), "{ended:?}");
+    }
+    // The bundled host keeps away from it, too.
+    match held.outbox.replay().await {
+        Err(Error::Leased { owner: by, expires: until }) => {
+            assert_eq!((by.as_str(), until.as_str()), (owner, expires));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(builder(held.root.path()).upstream("http://h").start(), Err(Error::Leased { .. })));
+    assert!(held.outbox.status().await.unwrap().replaying);
+    // Queueing is for everybody.
+    send(&held.outbox, "PUT", "/y", "2").await;
+    held.gate.open();
+    let ended = (&mut held.first).await.unwrap();
+    assert!(ended.ok, "{ended:?}");
+    assert_eq!(held.server.lines()[0], "PUT /x");
+    assert!(!held.lease().exists(), "it is given back at the end");
+    assert!(!held.outbox.status().await.unwrap().replaying);
+    assert_eq!(replay(&held.outbox).await.0.remaining, 0);
+    assert_eq!(held.server.lines(), ["PUT /x", "PUT /y"]);
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_while_the_pass_runs_and_one_who_has_lost_it_stops() {
+    // Twenty seconds pass in a fifth of one.
+    let mut held = Held::start(Clocks { times: 100, ..Clocks::default() }).await;
+    let first = json(&held.lease());
+    let renewed = async {
+        while json(&held.lease())["expires"] == first["expires"] {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    crate::kit::soon("a renewal", renewed).await;
+    assert_eq!(json(&held.lease())["owner"], first["owner"]);
+    // To one whose clock is far ahead, it has expired.
+    held.server.script(|_: &Seen| Act::from(204));
+    let ahead = Clocks { ahead: Duration::from_secs(600), ..Clocks::default() };
+    let url = held.server.url();
+    let first = tokio::select! {
+        first = &mut held.first => first.unwrap(),
+        thief = plain(held.root.path(), ahead, &url, "run") => panic!("it goes on: {thief:?}"),
+    };
+    assert!(!first.ok && first.stderr.contains("another replays"), "{first:?}");
+    assert_eq!(held.server.lines(), ["PUT /x", "PUT /x"]);
+    let keys: Vec<_> =
+        held.server.seen().iter().map(|s| s.header("idempotency-key").map(str::to_owned)).collect();
+    assert_eq!(keys[0], keys[1], "what was in flight is repeated as such");
+}
+
+#[tokio::test]
+async fn a_lease_whose_holder_died_is_in_the_way_until_it_expires_and_no_longer() {
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let outbox = open(root.path(), &server.url());
+    send(&outbox, "PUT", "/x", "1").await;
+    let lease = path(root.path(), ".lease");
+    let at = |seconds| format!("{{\"owner\":\"0123456789abcdef\",\"expires\":\"{}\"}}\n", time(seconds));
+    let now = Clocks::default();
+    for (text, free) in [
+        (at(30), false),
+        (at(-1), true),
+        // Written before the clock was set back.
+        (at(3600), true),
+        // Torn, or being written: it counts from its last change.
+        (String::new(), false),
+        ("{\"owner\":".into(), false),
+    ] {
+        std::fs::write(&lease, &text).unwrap();
+        let ended = plain(root.path(), now, &server.url(), "replay").await;
+        assert_eq!(ended.ok, free, "{text}: {ended:?}");
+        assert_eq!(lease.exists(), !free, "{text}");
+        let ahead = Clocks { ahead: Duration::from_secs(120), ..now };
+        assert!(plain(root.path(), ahead, &server.url(), "replay").await.ok, "{text}");
+        assert!(!lease.exists(), "{text}");
+    }
+    let staging = path(root.path(), ".staging");
+    assert_eq!(staging.read_dir().unwrap().count(), 0);
+    assert_eq!(server.lines(), ["PUT /x"]);
+}
+
+#[tokio::test]
+async fn the_bundled_host_holds_a_lease_beside_its_lock() {
+    let (root, gate) = (root(), Gate::new());
+    let held = gate.clone();
+    let server = Upstream::start(move |_: &Seen| Act::ReplyAfter(held.clone(), Reply::new(204)));
+    let lease = path(root.path(), ".lease");
+    let outbox = builder(root.path()).upstream(server.url()).start().unwrap();
+    send(&outbox, "PUT", "/x", "1").await;
+    server.wait_for(1).await;
+    let ended = plain(root.path(), Clocks::default(), &server.url(), "replay").await;
+    assert!(!ended.ok && ended.stderr.contains(&format!("process {}", std::process::id())), "{ended:?}");
+    // Told to, it does not look.
+    let env = [("OUTBOX_UPSTREAM", server.url()), ("OUTBOX_LEASE", "none".into())];
+    let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    gate.open();
+    assert!(run(root.path(), Clocks::default(), &env, &["replay"]).await.ok);
+    outbox.shutdown().await;
+    drop(outbox);
+    assert!(!lease.exists());
+    // Whoever has the lock knows that a lease that goes with the lock is of one who died.
+    let expires = time(30);
+    let dead = format!("{{\"owner\":\"process 1\",\"expires\":\"{expires}\",\"locked\":true}}\n");
+    std::fs::write(&lease, dead).unwrap();
+    replay(&open(root.path(), &server.url())).await;
+    assert!(!lease.exists());
+}
+
+/// RFC 3339, so many seconds from now.
+fn time(seconds: i64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(now.saturating_add_signed(seconds));
+    humantime::format_rfc3339_seconds(at).to_string()
+}

@@ -1,0 +1,41 @@
+//! Any number of processes may queue at the same time, beside the one that replays.
+
+use crate::cli::Cli;
+use crate::upstream::Upstream;
+use std::collections::HashSet;
+
+#[tokio::test]
+async fn processes_that_queue_at_once_beside_a_replaying_one_get_ids_of_their_own_and_all_is_delivered() {
+    const SENDERS: usize = 4;
+    const EACH: usize = 6;
+    let cli = Cli::new();
+    let server = Upstream::start(|_| 204);
+    let daemon = cli.daemon(&server.url(), &[]);
+    let ids: Vec<String> = std::thread::scope(|scope| {
+        let sender = |sender: usize| {
+            let cli = &cli;
+            move || -> Vec<String> {
+                (0..EACH)
+                    .map(|n| cli.send(&["PUT", &format!("/{sender}/x"), "--header", &format!("X-N: {n}")]))
+                    .collect()
+            }
+        };
+        let running: Vec<_> = (0..SENDERS).map(|n| scope.spawn(sender(n))).collect();
+        running.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(ids.iter().collect::<HashSet<_>>().len(), SENDERS * EACH);
+    server.wait_for(SENDERS * EACH).await;
+    daemon.stop();
+    let seen = server.seen();
+    let keys: HashSet<_> = seen.iter().filter_map(|request| request.header("idempotency-key")).collect();
+    assert_eq!((seen.len(), keys.len()), (ids.len(), ids.len()));
+    assert!(ids.iter().all(|id| keys.contains(id.as_str())));
+    // Each sender's writes in its own order.
+    for sender in 0..SENDERS {
+        let path = format!("/{sender}/x");
+        let order: Vec<&str> =
+            seen.iter().filter(|s| s.target == path).filter_map(|s| s.header("x-n")).collect();
+        assert_eq!(order, (0..EACH).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+    assert!(cli.tree().is_empty());
+}
