@@ -239,6 +239,8 @@ fn event_json(event: &Event) -> Value {
         Outcome::Deferred => "deferred",
         Outcome::Held => "held",
         Outcome::Corrupt => "corrupt",
+        Outcome::Ambiguous => "ambiguous",
+        Outcome::Superseded => "superseded",
     };
     json!({
         "outcome": outcome, "id": event.id, "method": event.method, "raw_uri": event.raw_uri,
@@ -254,7 +256,8 @@ fn report_json(r: &Report) -> Value {
     };
     json!({
         "delivered": r.delivered, "conflicts": r.conflicts, "rejected": r.rejected, "dropped": r.dropped,
-        "deferred": r.deferred, "held": r.held, "corrupt": r.corrupt, "remaining": r.remaining,
+        "deferred": r.deferred, "held": r.held, "corrupt": r.corrupt, "ambiguous": r.ambiguous,
+        "superseded": r.superseded, "unprotected": r.unprotected, "remaining": r.remaining,
         "upstream": upstream, "next_delay_ms": r.next_delay_ms,
     })
 }

@@ -38,6 +38,17 @@ pub struct Config {
     /// `OUTBOX_LEASE`: `hold` takes a lease for replaying, `none` does not. Where neither is said, commands take
     /// one, and calls of the replayer do not: whoever calls it sees to it that there is only one.
     pub lease: Option<bool>,
+    /// `OUTBOX_AMBIGUOUS`: `retry` (the default) sends a POST or PATCH again when it is not known what the server
+    /// did with it; `hold` keeps it until somebody says so.
+    pub hold_ambiguous: bool,
+    /// `OUTBOX_EXPECT_HEADER`: `Name: value` that every success must carry, as a proof that it is the upstream
+    /// that answers and no captive portal.
+    pub expect_header: Option<(String, String)>,
+    /// `OUTBOX_COALESCE`: `off` (the default) or `on`: a PUT that a later one of the same path supersedes is not sent.
+    pub coalesce: bool,
+    /// `OUTBOX_PROFILE`: `outbox` (the default) or `original`: as the Go original does, but for following
+    /// redirects and letting a URI choose the host.
+    pub original: bool,
     /// `OUTBOX_CONNECT_TIMEOUT_MS`: until a connection is there; 10 s.
     pub connect_timeout: Duration,
     /// `OUTBOX_IDLE_TIMEOUT_MS`: the longest pause without a byte either way; 60 s.
@@ -57,6 +68,9 @@ impl Config {
         let vars: HashMap<String, String> =
             vars.filter(|(name, value)| name.starts_with("OUTBOX_") && !value.is_empty()).collect();
         let var = |name: &str| vars.get(name).map(String::as_str);
+        let original =
+            choice("OUTBOX_PROFILE", var("OUTBOX_PROFILE"), [("outbox", false), ("original", true)])?;
+        let refused = if original { Refused::Drop } else { Refused::Keep };
         Ok(Config {
             upstream: var("OUTBOX_UPSTREAM").map(Into::into),
             sync: choice("OUTBOX_DURABILITY", var("OUTBOX_DURABILITY"), [("full", true), ("none", false)])?,
@@ -66,18 +80,27 @@ impl Config {
                 bytes: limit("OUTBOX_MAX_BYTES", var("OUTBOX_MAX_BYTES"))?,
             },
             lease: optional("OUTBOX_LEASE", var("OUTBOX_LEASE"), [("hold", true), ("none", false)])?,
-            concurrency: number("OUTBOX_CONCURRENCY", var("OUTBOX_CONCURRENCY"), 4, 1..=MAX_CONCURRENCY)?,
+            concurrency: match original {
+                true => 1,
+                false => number("OUTBOX_CONCURRENCY", var("OUTBOX_CONCURRENCY"), 4, 1..=MAX_CONCURRENCY)?,
+            },
             strict_order: choice("OUTBOX_ORDER", var("OUTBOX_ORDER"), [("path", false), ("strict", true)])?,
-            rejected: choice(
-                "OUTBOX_REJECTED",
-                var("OUTBOX_REJECTED"),
-                [("keep", Refused::Keep), ("drop", Refused::Drop)],
+            rejected: match var("OUTBOX_REJECTED") {
+                None => refused,
+                word => choice("OUTBOX_REJECTED", word, [("keep", Refused::Keep), ("drop", Refused::Drop)])?,
+            },
+            auth: match var("OUTBOX_AUTH") {
+                None => refused,
+                word => choice("OUTBOX_AUTH", word, [("hold", Refused::Keep), ("drop", Refused::Drop)])?,
+            },
+            hold_ambiguous: choice(
+                "OUTBOX_AMBIGUOUS",
+                var("OUTBOX_AMBIGUOUS"),
+                [("retry", false), ("hold", true)],
             )?,
-            auth: choice(
-                "OUTBOX_AUTH",
-                var("OUTBOX_AUTH"),
-                [("hold", Refused::Keep), ("drop", Refused::Drop)],
-            )?,
+            expect_header: var("OUTBOX_EXPECT_HEADER").map(expected_header).transpose()?,
+            coalesce: choice("OUTBOX_COALESCE", var("OUTBOX_COALESCE"), [("off", false), ("on", true)])?,
+            original,
             connect_timeout: millis("OUTBOX_CONNECT_TIMEOUT_MS", var("OUTBOX_CONNECT_TIMEOUT_MS"), 10_000)?,
             idle_timeout: millis("OUTBOX_IDLE_TIMEOUT_MS", var("OUTBOX_IDLE_TIMEOUT_MS"), 60_000)?,
         })
@@ -120,6 +143,16 @@ fn limit(name: &str, value: Option<&str>) -> Result<Option<u64>> {
     value.map(|_| number(name, value, 0, 1..=u64::MAX)).transpose()
 }
 
+fn expected_header(text: &str) -> Result<(String, String)> {
+    let malformed = || refuse("OUTBOX_EXPECT_HEADER", text, "it is not of the form 'Name: value'");
+    let Some((name, value)) = text.split_once(':') else { return malformed() };
+    let (name, value) = (name.trim(), value.trim());
+    match name.is_empty() || name.contains(char::is_whitespace) || value.is_empty() {
+        true => malformed(),
+        false => Ok((name.into(), value.into())),
+    }
+}
+
 fn number<T: FromStr + PartialOrd + std::fmt::Display>(
     name: &str,
     value: Option<&str>,
@@ -156,6 +189,14 @@ mod tests {
     }
 
     #[test]
+    fn the_originals_profile_sets_its_defaults() {
+        let config = read(&[("OUTBOX_PROFILE", "original"), ("OUTBOX_CONCURRENCY", "8")]).unwrap();
+        assert_eq!((config.concurrency, config.rejected, config.auth), (1, Refused::Drop, Refused::Drop));
+        let kept = read(&[("OUTBOX_PROFILE", "original"), ("OUTBOX_REJECTED", "keep")]).unwrap();
+        assert_eq!(kept.rejected, Refused::Keep);
+    }
+
+    #[test]
     fn a_value_that_means_nothing_is_named() {
         for (name, value) in [
             ("OUTBOX_DURABILITY", "some"),
@@ -165,6 +206,8 @@ mod tests {
             ("OUTBOX_LEASE", "1"),
             ("OUTBOX_CONCURRENCY", "0"),
             ("OUTBOX_AUTH", "keep"),
+            ("OUTBOX_EXPECT_HEADER", "X-Served-By"),
+            ("OUTBOX_PROFILE", "go"),
             ("OUTBOX_IDLE_TIMEOUT_MS", "-1"),
         ] {
             match read(&[(name, value)]) {

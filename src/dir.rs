@@ -120,6 +120,19 @@ impl Dir {
             .map_err(at("open", path))
     }
 
+    /// Opens a file for reading and writing, making it where it is missing.
+    pub fn open_or_create_file(&self, path: &str) -> Result<File> {
+        self.0
+            .open_at(
+                PathFlags::empty(),
+                path,
+                OpenFlags::CREATE,
+                DescriptorFlags::READ | DescriptorFlags::WRITE,
+            )
+            .map(File)
+            .map_err(at("open", path))
+    }
+
     /// Reads a whole file of at most `limit` bytes.
     pub fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>> {
         let file = self.open_file(path)?;

@@ -12,7 +12,6 @@ use crate::queue::Queue;
 use crate::{Error, Result, request};
 use std::cell::Cell;
 use std::time::SystemTime;
-use wasi::clocks::wall_clock::Datetime;
 use wasi::io::streams::{InputStream, StreamError};
 use wasi::random::random::{get_random_bytes, get_random_u64};
 use xxhash_rust::xxh3::Xxh3;
@@ -129,10 +128,9 @@ fn stage(
         staging.open(name)?.sync()?;
     }
     staging.rename(name, &queue.dir, &id.to_string())?;
-    if clock::unix_nanos(SystemTime::now()) < id.nanos() {
-        // The clock was set back meanwhile, so the directory's time does not tell that this id is ahead of it.
-        let _ = note_ahead(queue, id);
-    }
+    // Not synced: after a power failure there is no instance that has not looked through the names. What cannot be
+    // noted matters only where the clock goes back, too.
+    let _ = queue.newest().map(|file| file.write(id.to_string().as_bytes(), 0));
     if let Err(error) = queue.sync_dir() {
         // Not acknowledged, so it must not be sent either.
         let _ = queue.dir.rename(&id.to_string(), staging, name);
@@ -206,22 +204,15 @@ pub fn seen(newest: Option<EntryId>) {
     NEWEST.set(NEWEST.get().max(newest));
 }
 
-/// An id greater than every one in the queue. As a rule the clock gives it. The names are looked through when
-/// this instance does not know them yet, and whenever the clock may have been set back: when it is behind
-/// the greatest id known, or behind the directory's last change. Whoever has to give out an id that is ahead
-/// of the clock says so in [`layout::NEWEST`], for instances that know no better.
+/// An id greater than every one in the queue, also when the clock went back. [`layout::NEWEST`] tells what other
+/// processes gave out since this instance looked through the names, which it does once. (The directory's time would
+/// not do: whatever changes in there, after the clock went back, hides that a later id was given out.)
 fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
     let now = clock::unix_nanos(now);
-    let ahead = queue.dir.read(layout::NEWEST, layout::MAX_RECORD).ok();
-    let ahead = ahead.and_then(|text| EntryId::parse(std::str::from_utf8(&text).ok()?));
-    let mut newest = NEWEST.get().max(ahead);
-    let changed_later = || -> Result<bool> {
-        let changed = queue.dir.stat_self()?.data_modification_timestamp;
-        let nanos =
-            |at: Datetime| at.seconds.saturating_mul(1_000_000_000).saturating_add(at.nanoseconds.into());
-        Ok(changed.is_some_and(|at| nanos(at) > now))
-    };
-    if newest.is_none_or(|id| id.nanos() >= now) || changed_later()? {
+    let noted = queue.newest().and_then(|file| file.read(0).ok());
+    let noted = noted.and_then(|(text, _)| EntryId::parse(std::str::from_utf8(&text).ok()?));
+    let mut newest = NEWEST.get().max(noted);
+    if NEWEST.get().is_none() || noted.is_none() {
         queue.names(|name, _| {
             if let Name::Pending(id) | Name::Conflict(id, _) = layout::parse(name) {
                 newest = newest.max(Some(id));
@@ -229,20 +220,6 @@ fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
         })?;
     }
     let id = EntryId::after(newest, now, get_random_u64() as u32);
-    if id.nanos() > now {
-        note_ahead(queue, id)?;
-    } else if ahead.is_some() {
-        // The clock has caught up.
-        queue.dir.remove(layout::NEWEST)?;
-    }
     NEWEST.set(Some(id));
     Ok(id)
-}
-
-/// Says that this id is ahead of the clock.
-fn note_ahead(queue: &Queue, id: EntryId) -> Result<()> {
-    let staging = queue.staging()?;
-    let temporary = format!("{id}.newest");
-    staging.write(&temporary, id.to_string().as_bytes(), false)?;
-    Ok(staging.rename(&temporary, &queue.dir, layout::NEWEST)?)
 }

@@ -38,8 +38,19 @@ pub struct Request<'a> {
     pub raw_uri: &'a str,
     /// All header fields.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body.
-    pub body: Body,
+    /// The body, where there is one.
+    pub body: Option<Body>,
+    /// What the reply's content is compared with while it is read; it is not stored.
+    pub compare: Option<Content>,
+}
+
+/// What some content is, without the content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// Bytes in it.
+    pub len: u64,
+    /// Its digest, as meta.json spells it.
+    pub digest: String,
 }
 
 /// A body on disk.
@@ -70,6 +81,8 @@ pub struct Reply {
     pub headers: Vec<(String, Vec<u8>)>,
     /// The start of the content.
     pub body_start: Vec<u8>,
+    /// The content is what the request was to compare it with.
+    pub same: bool,
 }
 
 impl Reply {
@@ -77,6 +90,14 @@ impl Reply {
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name))?;
         std::str::from_utf8(value).ok()
+    }
+
+    /// Whether the header fields leave it open that the content is this one.
+    fn may_be(&self, content: &Content) -> bool {
+        let length = self.header("content-length").and_then(|text| text.trim().parse::<u64>().ok());
+        let plain =
+            self.header("content-encoding").is_none_or(|coding| coding.eq_ignore_ascii_case("identity"));
+        self.status == 200 && plain && length.is_none_or(|length| length == content.len)
     }
 }
 
@@ -94,11 +115,23 @@ pub enum Failure {
     Unreadable(String),
 }
 
+impl Failure {
+    /// The same, with what went before.
+    pub fn after(self, what: &str) -> Failure {
+        match self {
+            Failure::Unreachable(why) => Failure::Unreachable(format!("{what}: {why}")),
+            Failure::NoReply(why) => Failure::NoReply(format!("{what}: {why}")),
+            other => other,
+        }
+    }
+}
+
 /// An exchange under way. Dropping it aborts the request.
 pub struct Exchange {
     sending: Option<Sending>,
     waiting: Option<Waiting>,
     reading: Option<Reading>,
+    compare: Option<Content>,
     timeouts: Timeouts,
     body_len: u64,
     /// The server did not take the whole body.
@@ -130,6 +163,15 @@ struct Reading {
     drained: u64,
     /// All of it was read.
     over: bool,
+    /// Its content broke off.
+    broken: bool,
+    comparison: Option<Comparison>,
+}
+
+/// A comparison under way; given up as soon as there is a difference.
+struct Comparison {
+    expected: Content,
+    hash: Box<Xxh3>,
 }
 
 impl Exchange {
@@ -144,17 +186,18 @@ impl Exchange {
         outgoing
             .set_path_with_query(Some(&upstream.target(request.raw_uri)))
             .map_err(|()| refused("path"))?;
-        let body_len = request.body.len;
-        let sending = match body_len {
-            0 => {
-                verify(&Xxh3::new(), &request.body)?;
+        let body_len = request.body.as_ref().map_or(0, |body| body.len);
+        let sending = match request.body {
+            None => None,
+            Some(body) if body.len == 0 => {
+                verify(&Xxh3::new(), &body)?;
                 None
             }
             // Only with a body: a host would send an unfinished, empty one in chunks.
-            _ => {
-                let body = outgoing.body().map_err(|()| refused("body"))?;
-                let stream = body.write().map_err(|()| refused("body"))?;
-                Some((body, stream))
+            Some(body) => {
+                let outgoing = outgoing.body().map_err(|()| refused("body"))?;
+                let stream = outgoing.write().map_err(|()| refused("body"))?;
+                Some((body, outgoing, stream))
             }
         };
         let future =
@@ -162,16 +205,17 @@ impl Exchange {
         let mut exchange = Exchange {
             body_len,
             cut_short: false,
-            sending: sending.map(|(outgoing, stream)| Sending {
+            sending: sending.map(|(body, outgoing, stream)| Sending {
                 ready: stream.subscribe(),
                 stream,
                 outgoing,
-                body: request.body,
+                body,
                 offset: 0,
                 hash: Box::new(Xxh3::new()),
             }),
             waiting: Some(Waiting { ready: future.subscribe(), future }),
             reading: None,
+            compare: request.compare,
             timeouts,
             last_progress: monotonic_clock::now(),
         };
@@ -206,7 +250,7 @@ impl Exchange {
                 self.cut_short |= self.sending.is_some();
                 Some(match self.reading.take() {
                     // The status line is what counts, and there is one.
-                    Some(reading) => self.judge(reading.reply),
+                    Some(reading) => self.judge(reading),
                     None => Err(Failure::NoReply(format!("nothing moved for {idle} s"))),
                 })
             }
@@ -227,11 +271,21 @@ impl Exchange {
         if !reading.over || unsent_success {
             return Ok(None);
         }
-        self.reading.take().map(|reading| self.judge(reading.reply)).transpose()
+        self.reading.take().map(|reading| self.judge(reading)).transpose()
     }
 
-    /// A success counts only once the server has been given the whole body.
-    fn judge(&self, reply: Reply) -> Result<Reply, Failure> {
+    /// A success counts only once the server has been given the whole body; a comparison, once it was given us.
+    fn judge(&self, reading: Reading) -> Result<Reply, Failure> {
+        let Reading { mut reply, comparison, broken, over, .. } = reading;
+        match comparison {
+            Some(_) if broken || !over => {
+                return Err(Failure::NoReply("the reply's content broke off".into()));
+            }
+            Some(comparison) => {
+                reply.same = crate::enqueue::digest(&comparison.hash) == comparison.expected.digest;
+            }
+            None => {}
+        }
         match self.cut_short && (200..300).contains(&reply.status) {
             true => {
                 Err(Failure::NoReply(format!("answered {} without reading the whole body", reply.status)))
@@ -255,9 +309,18 @@ impl Exchange {
         let lost = || Failure::NoReply("the reply has no content".into());
         let body = response.consume().map_err(|()| lost())?;
         let stream = body.stream().map_err(|()| lost())?;
-        let reply = Reply { status, headers, body_start: Vec::new() };
-        self.reading =
-            Some(Reading { ready: stream.subscribe(), stream, _body: body, reply, drained: 0, over: false });
+        let reply = Reply { status, headers, body_start: Vec::new(), same: false };
+        let comparison = self.compare.take().filter(|content| reply.may_be(content));
+        self.reading = Some(Reading {
+            ready: stream.subscribe(),
+            stream,
+            _body: body,
+            reply,
+            drained: 0,
+            over: false,
+            broken: false,
+            comparison: comparison.map(|expected| Comparison { expected, hash: Box::new(Xxh3::new()) }),
+        });
         if !(200..300).contains(&status) {
             // The server has decided without the rest of the body; sending on would be for nothing.
             self.sending = None;
@@ -362,12 +425,25 @@ impl Reading {
                     let wanted = KEPT.saturating_sub(self.reply.body_start.len()).min(chunk.len());
                     self.reply.body_start.extend(chunk.iter().take(wanted));
                     self.drained += chunk.len() as u64;
-                    if self.drained > DRAINED {
+                    match &mut self.comparison {
+                        Some(comparison) if self.drained <= comparison.expected.len => {
+                            comparison.hash.update(&chunk);
+                        }
+                        _ => self.comparison = None,
+                    }
+                    if self.comparison.is_none() && self.drained > DRAINED {
                         return true;
                     }
                 }
+                Err(StreamError::Closed) => {
+                    self.comparison.take_if(|comparison| self.drained != comparison.expected.len);
+                    return true;
+                }
                 // The status line is what counts. A reply whose content breaks off is still a reply.
-                Err(StreamError::Closed | StreamError::LastOperationFailed(_)) => return true,
+                Err(StreamError::LastOperationFailed(_)) => {
+                    self.broken = true;
+                    return true;
+                }
             }
         }
     }

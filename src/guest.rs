@@ -91,6 +91,11 @@ impl QueueGuest for Guest {
             .map(|id| id.map(|id| id.to_string()))
     }
 
+    fn resolve_with(name: String, body: InputStream) -> Result<WitId> {
+        with_queue(|config, queue| quarantine::resolve_with(config, queue, &name, &body))
+            .map(|id| id.to_string())
+    }
+
     fn retry(name: String) -> Result<()> {
         with_queue(|_, queue| quarantine::retry(queue, &name))
     }

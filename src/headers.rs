@@ -1,6 +1,5 @@
 //! The header fields of a replayed request.
 
-use crate::clock;
 use crate::queue::Entry;
 
 /// Who is asking, where the author did not say.
@@ -25,13 +24,31 @@ pub fn of(entry: &Entry, body_len: u64) -> Vec<(String, Vec<u8>)> {
         add(name, value);
     }
     add("Idempotency-Key", &meta.id);
-    // RFC 9110 section 13.1: an ETag says more than a date, which has whole seconds only.
-    if let Some(tag) = &meta.base_etag {
-        add("If-Match", tag);
-    } else if meta.create {
-        add("If-None-Match", "*");
-    } else if let Ok(Some(at)) = meta.base_time() {
-        add("If-Unmodified-Since", &clock::http_date(at));
+    if let Some((name, value)) = entry.base().header() {
+        add(name, &value);
     }
     headers
+}
+
+/// All header fields of the question what a write's resource is now. The author's own go along, because the
+/// server may need them to find it (a tenant, say); those about the body do not.
+pub fn question(entry: &Entry) -> Vec<(String, Vec<u8>)> {
+    let of_the_body = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        name.starts_with("content-")
+            || matches!(&*name, "accept" | "accept-encoding" | "cache-control" | "expect")
+    };
+    let theirs = entry.meta.headers.iter().filter(|(name, _)| !of_the_body(name));
+    let named = theirs.clone().any(|(name, _)| name.eq_ignore_ascii_case("user-agent"));
+    let ours = [
+        ("Accept", "*/*"),
+        // Compared byte by byte with what was sent.
+        ("Accept-Encoding", "identity"),
+        // A cache in between may still have the version before.
+        ("Cache-Control", "no-cache"),
+    ];
+    let agent = (!named).then_some(("User-Agent", USER_AGENT));
+    let ours =
+        ours.into_iter().chain(agent).map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
+    ours.chain(theirs.map(|(name, value)| (name.clone(), value.as_bytes().to_vec()))).collect()
 }

@@ -10,7 +10,7 @@
 //!   corrupt/<id>.<ts>/         damaged, with reason.txt
 //!   .staging/<anything>/       being written, or being removed: invisible, swept when old
 //!   .lease                     who replays, and until when, where there is no lock
-//!   .newest                    the greatest id, while ids are ahead of a clock that was set back
+//!   .newest                    the last id given out, so that all processes give out greater ones
 //! ```
 //!
 //! Invariants:
@@ -38,11 +38,13 @@ pub const RESPONSE: &str = "response.json";
 pub const REASON: &str = "reason.txt";
 /// Entries being written or removed.
 pub const STAGING: &str = ".staging";
+/// What the names of things in `.staging` end with that are being deleted.
+pub const SWEPT: &str = ".swept";
 /// Entries that the server refused for good.
 pub const REJECTED: &str = "rejected";
 /// Entries that cannot be read.
 pub const CORRUPT: &str = "corrupt";
-/// The greatest id given out, while that is ahead of the clock.
+/// The last id given out.
 pub const NEWEST: &str = ".newest";
 /// The right to replay, of one who takes no lock; also held by one who does.
 pub const LEASE: &str = ".lease";

@@ -21,8 +21,10 @@
 //!
 //! Nothing here panics on what it finds on disk or on the wire: a panic in a guest is a trap.
 
+pub mod ahead;
 pub mod backoff;
 pub mod cached;
+pub mod chain;
 pub mod clock;
 pub mod command;
 pub mod config;
@@ -39,6 +41,7 @@ pub mod limits;
 pub mod meta;
 pub mod outcome;
 pub mod pass;
+pub mod precondition;
 pub mod quarantine;
 pub mod queue;
 pub mod removal;

@@ -34,6 +34,16 @@ pub fn verdict(method: &str, status: u16) -> Verdict {
     }
 }
 
+/// The same as the Go original reads it: every 4xx but 412 ends an entry, and everything else is tried again.
+pub fn originals(status: u16) -> Verdict {
+    match status {
+        200..=299 => Verdict::Delivered,
+        412 => Verdict::Conflict,
+        400..=499 => Verdict::Rejected,
+        _ => Verdict::Deferred,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,35 +9,30 @@
 //! - While requests are under way, the next entry is read and what was delivered is deleted: at the disk's
 //!   speed, that work takes as long as a near server's reply.
 
-use crate::backoff;
+mod settle;
+
+use crate::ahead::{Ahead, Loaded};
 use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Options, Outcome, Report, Resume};
 use crate::cached::Cached;
-use crate::clock;
-use crate::config::{Config, Refused};
-use crate::exchange::{Body, Exchange, Failure, Reply, Request, Timeouts};
-use crate::headers;
+use crate::config::Config;
+use crate::exchange::{Body, Exchange, Failure, Request, Timeouts};
 use crate::id::EntryId;
 use crate::key::Key;
 use crate::lease::Lease;
-use crate::outcome::{Verdict, verdict};
-use crate::quarantine;
 use crate::queue::{Entry, Queue, Unloadable};
 use crate::removal::Removals;
-use crate::schedule::{Schedule, Turn};
+use crate::schedule::{Offered, Schedule, Turn};
 use crate::upstream::Upstream;
-use crate::{Result, guest};
+use crate::{Result, backoff, chain, guest, headers};
+use settle::{Doing, Settled};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 use wasi::clocks::monotonic_clock;
 use wasi::io::poll::{Pollable, poll};
-use wasi::random::random::get_random_u64;
 
 /// A time to wait that is further away than this was written before the clock was set back; it is ignored.
 const LONGEST_WAIT: Duration = Duration::from_secs(25 * 3600);
-
-/// How often a request may break the connection off before it has to wait like one that is deferred.
-const PATIENCE: u32 = 3;
 
 /// How long the guest sleeps at most, in nanoseconds: a host that watches over it sees that it lives.
 const HEARTBEAT: u64 = 5_000_000_000;
@@ -47,14 +42,16 @@ pub struct Pass {
     config: Config,
     upstream: Upstream,
     queue: Queue,
-    /// Ids not yet looked at; none before the queue was listed.
-    ids: Option<std::vec::IntoIter<EntryId>>,
-    schedule: Schedule<Entry>,
+    /// What waits; none before the queue was listed.
+    ahead: Option<Ahead>,
+    schedule: Schedule<EntryId>,
     flights: Vec<Flight>,
     events: VecDeque<Event>,
     report: Report,
     /// To be tried first, alone, before the queue is listed.
     probe: Option<EntryId>,
+    /// The same, once it had its turn.
+    probed: Option<EntryId>,
     /// The upstream has answered in this pass.
     answered: bool,
     /// Nothing further is started.
@@ -79,27 +76,17 @@ struct Prepared {
 }
 
 struct Flight {
+    task: Task,
+    exchange: Exchange,
+}
+
+/// An entry in flight and what is being done about it.
+struct Task {
     entry: Entry,
     turn: Turn,
-    exchange: Exchange,
+    doing: Doing,
+    /// Monotonic, in nanoseconds.
     started: u64,
-}
-
-/// What came of an entry, and whether it stays in the queue.
-struct Settled {
-    outcome: Outcome,
-    stays: bool,
-    detail: Option<String>,
-}
-
-impl Settled {
-    fn gone(outcome: Outcome, detail: Option<String>) -> Settled {
-        Settled { outcome, stays: false, detail }
-    }
-
-    fn stays(outcome: Outcome, detail: impl Into<String>) -> Settled {
-        Settled { outcome, stays: true, detail: Some(detail.into()) }
-    }
 }
 
 impl Pass {
@@ -121,7 +108,7 @@ impl Pass {
             config,
             upstream,
             queue,
-            ids: None,
+            ahead: None,
             schedule: Schedule::default(),
             flights: Vec::new(),
             events: VecDeque::new(),
@@ -133,12 +120,16 @@ impl Pass {
                 deferred: 0,
                 held: 0,
                 corrupt: 0,
+                ambiguous: 0,
+                superseded: 0,
+                unprotected: 0,
                 remaining: resume.remaining,
                 upstream: Health::Up,
                 next_delay_ms: 0,
                 resume: Resume { outages, probe: None, remaining: 0 },
             },
             probe,
+            probed: None,
             answered: false,
             stopping: false,
             ends_at: options.budget_ms.map(nanos),
@@ -195,7 +186,7 @@ impl Pass {
         self.removals.sync_when_due(&self.queue)?;
         self.removals.erase_one(&self.queue);
         if self.next.is_none() && self.answered && !self.stopping {
-            self.next = self.next_entry()?.map(|(turn, entry)| self.prepare(turn, entry));
+            self.next = self.next_entry()?;
         }
         Ok(())
     }
@@ -212,7 +203,7 @@ impl Pass {
             let next = match self.next.take() {
                 Some(next) => next,
                 None => match self.next_entry()? {
-                    Some((turn, entry)) => self.prepare(turn, entry),
+                    Some(next) => next,
                     None => return Ok(()),
                 },
             };
@@ -221,56 +212,112 @@ impl Pass {
     }
 
     /// The next entry to send, which is in flight from here on.
-    fn next_entry(&mut self) -> Result<Option<(Turn, Entry)>> {
-        let probe = self.probe.take();
-        if let Some(entry) = probe.and_then(|id| self.load(id)) {
-            return Ok(self.schedule.offer(self.key(&entry), entry));
+    fn next_entry(&mut self) -> Result<Option<Prepared>> {
+        if let Some(id) = self.probe.take() {
+            self.probed = Some(id);
+            let loaded = self.queue.load(id);
+            if let Some(next) = self.offer(id, loaded) {
+                return Ok(Some(next));
+            }
         }
-        if let Some(ready) = self.schedule.ready() {
-            return Ok(Some(ready));
-        }
-        if self.ids.is_none() {
-            // What a crash left behind takes space only; it must not keep entries from being sent.
-            let _ = self.queue.sweep();
-            let ids = self.queue.ids()?;
-            self.report.remaining = ids.len() as u64;
-            self.ids = Some(ids.into_iter());
+        while let Some((turn, id)) = self.schedule.ready() {
+            match self.ahead.as_mut().and_then(|ahead| ahead.take(id)) {
+                Some(entry) if self.is_due(&entry) => return Ok(Some(self.prepare(turn, entry))),
+                Some(entry) => {
+                    self.schedule.finished(turn, true);
+                    self.leave(entry);
+                }
+                None => self.schedule.finished(turn, false),
+            }
         }
         while !self.schedule.is_full() {
-            let Some(id) = self.ids.as_mut().and_then(Iterator::next) else { break };
-            let Some(entry) = self.load(id) else { continue };
-            if let Some(ready) = self.schedule.offer(self.key(&entry), entry) {
-                return Ok(Some(ready));
+            self.list()?;
+            let Pass { ahead, queue, .. } = self;
+            let Some((id, loaded)) = ahead.as_mut().and_then(|ahead| ahead.next(queue)) else { break };
+            if let Some(next) = self.offer(id, loaded) {
+                return Ok(Some(next));
             }
         }
         Ok(None)
     }
 
+    /// Lists the queue, once.
+    fn list(&mut self) -> Result<()> {
+        if self.ahead.is_none() {
+            // What a crash left behind takes space only; it must not keep entries from being sent.
+            let _ = self.queue.sweep();
+            let mut ahead = Ahead::list(&self.queue)?;
+            self.report.remaining = ahead.count() as u64;
+            if let Some(probed) = self.probed {
+                ahead.skip(probed);
+            }
+            self.ahead = Some(ahead);
+        }
+        Ok(())
+    }
+
+    /// Takes an entry, if it is sound and due and nothing holds it back.
+    fn offer(&mut self, id: EntryId, loaded: Loaded) -> Option<Prepared> {
+        let mut entry = match loaded {
+            Ok(entry) => entry,
+            Err(unloadable) => {
+                // What it concerns is not known, so nothing later may overtake it in this pass.
+                if matches!(unloadable, Unloadable::Io(_)) && !self.config.original {
+                    self.schedule.stick(Key::everything());
+                }
+                self.unloadable(id, unloadable);
+                return None;
+            }
+        };
+        if !self.config.original
+            && let Some(validator) = chain::recall(&entry)
+        {
+            entry.state.validator = Some(validator);
+            // Without it on disk, a crash makes a conflict of it at worst.
+            let _ = self.queue.save_state_durably(id, &entry.state);
+        }
+        if !self.is_due(&entry) || self.is_held(&mut entry) {
+            self.schedule.stick(self.key(&entry));
+            self.leave(entry);
+            return None;
+        }
+        match self.schedule.offer(self.key(&entry), id) {
+            Offered::Go(turn, _) => Some(self.prepare(turn, entry)),
+            Offered::Stuck => {
+                self.leave(entry);
+                None
+            }
+            Offered::Waits => {
+                if let Some(ahead) = &mut self.ahead {
+                    ahead.put_back(entry);
+                }
+                None
+            }
+        }
+    }
+
+    /// Leaves an entry for a later pass. It may still inherit in this one.
+    fn leave(&mut self, entry: Entry) {
+        if let Some(ahead) = &mut self.ahead {
+            ahead.leave(entry);
+        }
+    }
+
     fn key(&self, entry: &Entry) -> Key {
-        match self.config.strict_order {
+        // The original's order: one at a time, and nothing is ever stuck.
+        match self.config.strict_order || self.config.original {
             true => Key::everything(),
             false => Key::of(&entry.meta.raw_uri),
         }
     }
 
-    /// Reads an entry, if it is sound and due.
-    fn load(&mut self, id: EntryId) -> Option<Entry> {
-        let entry = match self.queue.load(id) {
-            Ok(entry) => entry,
-            Err(unloadable) => {
-                self.unloadable(id, unloadable);
-                return None;
-            }
-        };
+    fn is_due(&mut self, entry: &Entry) -> bool {
         let now = SystemTime::now();
-        match entry.state.not_before().filter(|due| *due > now && *due < now + LONGEST_WAIT) {
-            None => Some(entry),
-            Some(due) => {
-                self.not_due_before(due);
-                self.schedule.stick(self.key(&entry));
-                None
-            }
+        let due = entry.state.not_before().filter(|due| *due > now && *due < now + LONGEST_WAIT);
+        if let Some(due) = due {
+            self.not_due_before(due);
         }
+        due.is_none() || self.config.original
     }
 
     fn not_due_before(&mut self, due: SystemTime) {
@@ -288,6 +335,8 @@ impl Pass {
                 format!("it has format {format}, which a newer outbox wrote"),
             ),
             Unloadable::Io(error) => Settled::stays(Outcome::Deferred, guest::describe(&error)),
+            // The original passes over what it cannot read.
+            Unloadable::Damaged(_) if self.config.original => return,
             Unloadable::Damaged(reason) => self.set_corrupt(id, &reason),
         };
         self.record(id, "", "", None, 0, settled);
@@ -295,7 +344,10 @@ impl Pass {
 
     fn prepare(&self, turn: Turn, entry: Entry) -> Prepared {
         let body = match self.queue.open_body(&entry) {
-            Ok((file, len)) => Ok(Body { file, len, digest: entry.meta.known_digest().map(Into::into) }),
+            Ok((file, len)) => {
+                let digest = entry.meta.known_digest().filter(|_| !self.config.original);
+                Ok(Body { file, len, digest: digest.map(Into::into) })
+            }
             Err(Unloadable::Damaged(reason)) => Err(Failure::Damaged(reason)),
             Err(Unloadable::Io(error)) => Err(Failure::Unreadable(guest::describe(&error))),
             Err(Unloadable::Gone | Unloadable::InProgress | Unloadable::Newer(_)) => {
@@ -306,11 +358,23 @@ impl Pass {
     }
 
     fn launch(&mut self, next: Prepared) {
-        let Prepared { entry, turn, body } = next;
+        let Prepared { mut entry, turn, body } = next;
         let started = monotonic_clock::now();
-        match body.and_then(|body| self.exchange(&entry, body)) {
-            Ok(exchange) => self.flights.push(Flight { entry, turn, exchange, started }),
-            Err(failure) => self.settle(turn, &entry, started, Err(failure)),
+        if let Some(status) = entry.state.taken {
+            let step = self.learn(&entry, status, None);
+            return self.follow(Task { entry, turn, doing: Doing::Writing, started }, Some(status), step);
+        }
+        if let Some(settled) = self.supersede(&entry) {
+            return self.close(Task { entry, turn, doing: Doing::Writing, started }, None, settled);
+        }
+        let exchange = body.and_then(|body| {
+            self.mark(&mut entry)?;
+            self.exchange(&entry, body)
+        });
+        let task = Task { entry, turn, doing: Doing::Writing, started };
+        match exchange {
+            Ok(exchange) => self.flights.push(Flight { task, exchange }),
+            Err(failure) => self.settle(task, Err(failure)),
         }
     }
 
@@ -319,10 +383,14 @@ impl Pass {
             method: &entry.meta.method,
             raw_uri: &entry.meta.raw_uri,
             headers: headers::of(entry, body.len),
-            body,
+            body: Some(body),
+            compare: None,
         };
-        let timeouts = Timeouts { connect: self.config.connect_timeout, idle: self.config.idle_timeout };
-        Exchange::start(&self.upstream, request, timeouts)
+        Exchange::start(&self.upstream, request, self.timeouts())
+    }
+
+    fn timeouts(&self) -> Timeouts {
+        Timeouts { connect: self.config.connect_timeout, idle: self.config.idle_timeout }
     }
 
     /// Waits until something moves, and follows it up.
@@ -354,168 +422,10 @@ impl Pass {
         // From the back, so that removing one leaves the earlier indices as they are.
         for index in moved.into_iter().rev() {
             let Some(result) = self.flights.get_mut(index).and_then(|f| f.exchange.step()) else { continue };
-            let Flight { entry, turn, exchange, started } = self.flights.remove(index);
+            let Flight { task, exchange } = self.flights.remove(index);
             drop(exchange);
-            self.settle(turn, &entry, started, result);
+            self.settle(task, result);
         }
-    }
-
-    /// Acts on the end of an exchange.
-    fn settle(&mut self, turn: Turn, entry: &Entry, started: u64, result: Result<Reply, Failure>) {
-        let status = result.as_ref().ok().map(|reply| reply.status);
-        let settled = match result {
-            Ok(reply) => {
-                self.answered = true;
-                self.act(entry, &reply)
-            }
-            Err(Failure::Unreachable(why)) => {
-                self.upstream_away(Health::Down, entry.id);
-                self.deferred(entry, Outcome::Deferred, why, None)
-            }
-            Err(Failure::NoReply(why)) => {
-                self.upstream_away(Health::Down, entry.id);
-                // It may be this request that the server cannot bear: another must get its turn as a probe.
-                let suspect =
-                    entry.state.attempts.checked_sub(PATIENCE - 1).map(|tries| tries.saturating_add(1));
-                let wait = suspect.map(|tries| backoff::entry(tries, get_random_u64() as u32));
-                self.deferred(entry, Outcome::Deferred, why, wait.map(|wait| SystemTime::now() + wait))
-            }
-            Err(Failure::Damaged(reason)) => self.set_corrupt(entry.id, &reason),
-            Err(Failure::Unreadable(why)) => Settled::stays(Outcome::Deferred, why),
-        };
-        self.schedule.finished(turn, settled.stays);
-        let elapsed_ms = monotonic_clock::now().saturating_sub(started) / 1_000_000;
-        self.record(entry.id, &entry.meta.method, &entry.meta.raw_uri, status, elapsed_ms, settled);
-    }
-
-    fn act(&mut self, entry: &Entry, reply: &Reply) -> Settled {
-        let (id, status) = (entry.id, reply.status);
-        match verdict(&entry.meta.method, status) {
-            Verdict::Delivered => self.delivered(entry, status),
-            Verdict::Conflict => {
-                let reason = "the server's version is not the one that this write was based on (412)";
-                match quarantine::conflict(&self.queue, id, reply, reason) {
-                    Ok(()) => Settled::gone(Outcome::Conflict, None),
-                    Err(error) => self.deferred(entry, Outcome::Deferred, guest::describe(&error), None),
-                }
-            }
-            // The original deletes what is refused with 4xx, for want of credentials too.
-            Verdict::Held if self.config.auth == Refused::Drop && status < 500 => self.dropped(entry),
-            Verdict::Held => {
-                self.upstream_away(Health::Auth, id);
-                self.deferred(entry, Outcome::Held, format!("the server answered {status}"), None)
-            }
-            Verdict::Deferred => {
-                let why = match reply.header("location") {
-                    Some(to) if (300..400).contains(&status) => {
-                        format!("the server answered {status} to {to:.200}, and redirects are not followed")
-                    }
-                    _ => format!("the server answered {status}"),
-                };
-                let now = SystemTime::now();
-                let wish = reply.header("retry-after").and_then(|value| backoff::retry_after(value, now));
-                let attempts = entry.state.attempts.saturating_add(1);
-                let wait = wish.unwrap_or_else(|| backoff::entry(attempts, get_random_u64() as u32));
-                self.deferred(entry, Outcome::Deferred, why, Some(now + wait))
-            }
-            Verdict::Rejected if self.config.rejected == Refused::Drop => self.dropped(entry),
-            Verdict::Rejected => {
-                let reason = format!("the server refused it with {status}, which retrying does not change");
-                match quarantine::reject(&self.queue, id, reply, &reason) {
-                    Ok(()) => Settled::gone(Outcome::Rejected, None),
-                    Err(error) => self.deferred(entry, Outcome::Deferred, guest::describe(&error), None),
-                }
-            }
-        }
-    }
-
-    fn delivered(&mut self, entry: &Entry, status: u16) -> Settled {
-        if matches!(entry.meta.method.as_str(), "PUT" | "PATCH" | "DELETE") {
-            self.cached.remove(&self.queue, entry.id, &entry.meta.raw_uri);
-        }
-        let detail = (status >= 400).then(|| "it was not there".to_owned());
-        self.remove(entry, Outcome::Delivered, detail)
-    }
-
-    fn dropped(&mut self, entry: &Entry) -> Settled {
-        self.remove(entry, Outcome::Dropped, Some("the configuration drops refused writes".into()))
-    }
-
-    fn remove(&mut self, entry: &Entry, outcome: Outcome, detail: Option<String>) -> Settled {
-        match self.removals.remove(&self.queue, entry.id) {
-            Ok(()) => Settled::gone(outcome, detail),
-            // It will be sent again, with the same Idempotency-Key; nothing later may overtake it.
-            Err(error) => {
-                Settled::stays(outcome, format!("but it cannot be removed: {}", guest::describe(&error)))
-            }
-        }
-    }
-
-    fn set_corrupt(&mut self, id: EntryId, reason: &str) -> Settled {
-        match quarantine::corrupt(&self.queue, id, reason) {
-            Ok(()) => Settled::gone(Outcome::Corrupt, Some(reason.into())),
-            Err(error) => {
-                let why = format!("{reason}; it cannot be set aside: {}", guest::describe(&error));
-                Settled::stays(Outcome::Deferred, why)
-            }
-        }
-    }
-
-    /// Notes an attempt that was in vain. If that cannot be written, the entry is merely tried sooner.
-    fn deferred(&mut self, entry: &Entry, outcome: Outcome, why: String, due: Option<SystemTime>) -> Settled {
-        if let Some(due) = due {
-            self.not_due_before(due);
-        }
-        let mut state = entry.state.clone();
-        state.attempts = state.attempts.saturating_add(1);
-        state.not_before = due.map(clock::rfc3339_up);
-        state.last_error = Some(why.clone());
-        match self.queue.save_state(entry.id, &state) {
-            Ok(()) => Settled::stays(outcome, why),
-            Err(error) => Settled::stays(outcome, format!("{why}; not noted: {}", guest::describe(&error))),
-        }
-    }
-
-    fn upstream_away(&mut self, health: Health, id: EntryId) {
-        self.stopping = true;
-        self.report.upstream = health;
-        // With several in flight, the oldest is the next probe.
-        let probe = self.report.resume.probe.as_deref().and_then(EntryId::parse);
-        self.report.resume.probe = Some(probe.map_or(id, |p| p.min(id)).to_string());
-    }
-
-    fn record(
-        &mut self,
-        id: EntryId,
-        method: &str,
-        uri: &str,
-        status: Option<u16>,
-        elapsed_ms: u64,
-        settled: Settled,
-    ) {
-        let report = &mut self.report;
-        let count = match settled.outcome {
-            Outcome::Delivered => &mut report.delivered,
-            Outcome::Conflict => &mut report.conflicts,
-            Outcome::Rejected => &mut report.rejected,
-            Outcome::Dropped => &mut report.dropped,
-            Outcome::Deferred => &mut report.deferred,
-            Outcome::Held => &mut report.held,
-            Outcome::Corrupt => &mut report.corrupt,
-        };
-        *count += 1;
-        if !settled.stays {
-            report.remaining = report.remaining.saturating_sub(1);
-        }
-        self.events.push_back(Event {
-            id: id.to_string(),
-            method: method.into(),
-            raw_uri: uri.into(),
-            outcome: settled.outcome,
-            status,
-            detail: settled.detail,
-            elapsed_ms,
-        });
     }
 
     /// Makes removals durable and says when to come again.
@@ -525,7 +435,9 @@ impl Pass {
         let away = report.upstream != Health::Up;
         report.resume.outages = if away { report.resume.outages.saturating_add(1) } else { 0 };
         report.resume.remaining = report.remaining;
-        let delay = if away {
+        let delay = if self.config.original && report.remaining > 0 {
+            backoff::TICK
+        } else if away {
             backoff::outage(report.resume.outages)
         } else if self.stopping {
             Duration::ZERO

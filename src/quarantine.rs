@@ -1,7 +1,8 @@
 //! Setting entries aside: conflicts, rejected and corrupt entries; and what is done about them afterwards.
 
+use crate::ahead::Ahead;
 use crate::bindings::exports::zddc::outbox::queue::Keep;
-use crate::bindings::types::{Item, Place, Reply as WitReply, Request, Validator};
+use crate::bindings::types::{Item, Place, Reply as WitReply, Request};
 use crate::clock;
 use crate::config::Config;
 use crate::dir::{DescriptorType, Dir};
@@ -12,11 +13,13 @@ use crate::layout::{
     self, BODY, CONFLICT, CORRUPT, MAX_RECORD, META, Name, REASON, REJECTED, RESPONSE, STATE, parse_aside,
 };
 use crate::meta::{Meta, to_json};
-use crate::queue::{self, Queue};
+use crate::precondition::{Base, Validator};
+use crate::queue::{self, Entry, Queue};
 use crate::state::State;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::time::SystemTime;
+use wasi::io::streams::InputStream;
 use wasi::random::random::get_random_u64;
 
 /// response.json: the reply that ended an entry's way.
@@ -26,6 +29,7 @@ struct Response {
     reason: String,
     /// When the reply came: RFC 3339, UTC.
     received_at: String,
+    /// The server's present version, where it told it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     etag: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,48 +37,140 @@ struct Response {
     headers: Vec<(String, String)>,
     /// At most 4 KiB; bytes that are not UTF-8 are replaced.
     body_start: String,
+    /// What the resource was when the server was asked, after a 412.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    current: Option<Answer>,
+}
+
+/// A reply to the question what a resource is now.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Answer {
+    status: u16,
+    headers: Vec<(String, String)>,
+    /// At most 4 KiB.
+    body_start: String,
+}
+
+impl Answer {
+    fn new(reply: &Reply) -> Answer {
+        Answer { status: reply.status, headers: kept_headers(reply), body_start: text(&reply.body_start) }
+    }
+}
+
+impl From<Answer> for WitReply {
+    fn from(answer: Answer) -> WitReply {
+        WitReply { status: answer.status, headers: answer.headers, body_start: answer.body_start }
+    }
+}
+
+/// What is known of a resource after a 412.
+pub enum Current<'a> {
+    /// There is a version, and it is not ours.
+    Version(&'a Reply),
+    /// There is nothing.
+    Absent(&'a Reply),
+    /// The server was asked and does not say: the status.
+    Untold(u16),
+    /// It was not asked: after this method, the answer would tell nothing.
+    Unasked,
+}
+
+impl Current<'_> {
+    fn reply(&self) -> Option<&Reply> {
+        match self {
+            Current::Version(reply) | Current::Absent(reply) => Some(reply),
+            Current::Untold(_) | Current::Unasked => None,
+        }
+    }
+
+    /// What happened, for a person.
+    fn sentence(&self, base: &Base) -> String {
+        let named = |base: &Base| match base {
+            Base::Any => "no version in particular".to_owned(),
+            Base::Etag(tag) => format!("version {tag}"),
+            Base::Modified(at) => format!("the version of {}", clock::http_date(*at)),
+            Base::Absent => "there being none".to_owned(),
+        };
+        let yours = named(base);
+        match self {
+            Current::Version(reply) => match Validator::of(reply).base() {
+                Base::Any => {
+                    format!(
+                        "somebody else changed it: your write was based on {yours}, and the server has another now"
+                    )
+                }
+                theirs => format!(
+                    "somebody else changed it: your write was based on {yours}, and the server has {} now",
+                    named(&theirs)
+                ),
+            },
+            Current::Absent(_) => {
+                format!(
+                    "somebody else removed it: your write was based on {yours}, and the server has none now"
+                )
+            }
+            Current::Untold(status) => format!(
+                "the server's version is not the one that your write was based on ({yours}); asked for its own, it answered {status}"
+            ),
+            Current::Unasked => {
+                format!("the server's version is not the one that your write was based on ({yours})")
+            }
+        }
+    }
 }
 
 /// Headers of a reply that are not put on disk.
 const SECRET: [&str; 2] = ["set-cookie", "set-cookie2"];
 
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn kept_headers(reply: &Reply) -> Vec<(String, String)> {
+    let secret = |name: &str| SECRET.iter().any(|secret| name.eq_ignore_ascii_case(secret));
+    let kept = reply.headers.iter().filter(|(name, _)| !secret(name));
+    kept.map(|(name, value)| (name.clone(), text(value))).collect()
+}
+
 impl Response {
-    fn new(reply: &Reply, reason: &str) -> Response {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    fn new(reply: &Reply, current: Option<&Reply>, reason: &str) -> Response {
+        let version = current.unwrap_or(reply);
         Response {
             status: reply.status,
             reason: reason.into(),
             received_at: clock::rfc3339(SystemTime::now()),
-            etag: reply.header("etag").map(Into::into),
-            last_modified: reply.header("last-modified").map(Into::into),
-            headers: reply
-                .headers
-                .iter()
-                .filter(|(name, _)| !SECRET.iter().any(|secret| name.eq_ignore_ascii_case(secret)))
-                .map(|(name, value)| (name.clone(), text(value)))
-                .collect(),
+            etag: version.header("etag").map(Into::into),
+            last_modified: version.header("last-modified").map(Into::into),
+            headers: kept_headers(reply),
             body_start: text(&reply.body_start),
+            current: current.map(Answer::new),
         }
     }
 
-    /// An ETag that If-Match can use, else a date.
-    fn validator(&self) -> Option<Validator> {
-        let strong = self.etag.clone().filter(|tag| crate::request::etag(tag).is_ok());
-        let date = || self.last_modified.clone().filter(|d| clock::parse_http_date(d).is_some());
-        strong.map(Validator::Etag).or_else(|| date().map(Validator::LastModified))
+    /// The server's present version, as far as it was told.
+    fn validator(&self) -> Validator {
+        match &self.current {
+            Some(Answer { status: 404 | 410, .. }) => Validator::Absent,
+            _ => Validator::among(self.etag.as_deref(), self.last_modified.as_deref()),
+        }
     }
 }
 
 /// Sets an entry aside after 412. On an error it is where it was.
-pub fn conflict(queue: &Queue, id: EntryId, reply: &Reply, reason: &str) -> Result<()> {
-    write_response(queue, id, reply, reason)?;
+pub fn conflict(queue: &Queue, entry: &Entry, refusal: &Reply, current: &Current<'_>) -> Result<()> {
+    write_response(queue, entry.id, refusal, current.reply(), &current.sentence(&entry.base()))?;
+    as_original(queue, entry.id)
+}
+
+/// The same as the original does it: by its name alone.
+pub fn as_original(queue: &Queue, id: EntryId) -> Result<()> {
     let to = move_aside(&queue.dir, &id.to_string(), &queue.dir, &format!("{id}{CONFLICT}"))?;
     queue.sync_dir().inspect_err(|_| put_back(queue, &queue.dir, &to, id))
 }
 
 /// Sets an entry aside that the server refused for good. On an error it is where it was.
 pub fn reject(queue: &Queue, id: EntryId, reply: &Reply, reason: &str) -> Result<()> {
-    write_response(queue, id, reply, reason)?;
+    write_response(queue, id, reply, None, reason)?;
     aside(queue, id, REJECTED)
 }
 
@@ -138,11 +234,17 @@ fn sync_both(queue: &Queue, new: &Dir, old: &Dir) -> Result<()> {
     Ok(())
 }
 
-fn write_response(queue: &Queue, id: EntryId, reply: &Reply, reason: &str) -> Result<()> {
+fn write_response(
+    queue: &Queue,
+    id: EntryId,
+    reply: &Reply,
+    current: Option<&Reply>,
+    reason: &str,
+) -> Result<()> {
     let path = format!("{id}/{RESPONSE}");
     // A file whose sync failed is not synced again, but written anew.
     queue.dir.remove(&path)?;
-    let json = to_json(&Response::new(reply, reason));
+    let json = to_json(&Response::new(reply, current, reason));
     let written = queue.dir.write(&path, &json, queue.sync).map_err(Error::from);
     written.and_then(|()| sync_entry(queue, &queue.dir, &id.to_string())).inspect_err(|_| {
         let _ = queue.dir.remove(&path);
@@ -247,7 +349,7 @@ pub fn item(queue: &Queue, at: &Located) -> Item {
     let meta = dir.read(&at.path(META), MAX_RECORD).ok().and_then(|json| Meta::parse(at.id, &json).ok());
     let state = dir.read(&at.path(STATE), MAX_RECORD).ok().and_then(|json| State::parse(&json).ok());
     let body_len = dir.stat(&at.path(BODY)).ok().map(|stat| stat.size);
-    let response = response(queue, at);
+    let mut response = response(queue, at);
     let reason = || {
         let text = dir.read(&at.path(REASON), MAX_RECORD).ok()?;
         Some(String::from_utf8_lossy(&text).trim().to_owned())
@@ -258,8 +360,13 @@ pub fn item(queue: &Queue, at: &Located) -> Item {
         entry: meta.map(|meta| queue::describe(at.id, meta, state.unwrap_or_default(), body_len)),
         since: at.stamp.as_deref().and_then(clock::expand_compact),
         reason: response.as_ref().map(|r| r.reason.clone()).or_else(reason),
-        validator: response.as_ref().and_then(Response::validator),
-        reply: response.map(|r| WitReply { status: r.status, headers: r.headers, body_start: r.body_start }),
+        validator: response.as_ref().map(|r| queue::name(&r.validator())),
+        reply: response.as_mut().map(|r| WitReply {
+            status: r.status,
+            headers: std::mem::take(&mut r.headers),
+            body_start: std::mem::take(&mut r.body_start),
+        }),
+        current: response.and_then(|r| r.current).map(Into::into),
     }
 }
 
@@ -289,22 +396,36 @@ pub fn read_body(queue: &Queue, name: &str) -> Result<wasi::io::streams::InputSt
 
 /// Ends a conflict. `mine` queues the write again on top of the version that the conflict shows.
 pub fn resolve(config: &Config, queue: &Queue, name: &str, keep: Keep) -> Result<Option<EntryId>> {
-    let at = locate(queue, name)?;
-    if at.place != Place::Conflict {
-        return Err(Error::WrongPlace(format!("{name} is no conflict")));
-    }
+    let at = conflict_named(queue, name)?;
     let queued = match keep {
         Keep::Theirs => None,
-        Keep::Mine => Some(requeue(config, queue, &at)?),
+        Keep::Mine => Some(requeue(config, queue, &at, Body::Stored(at.dir(queue), &at.path(BODY)))?),
     };
     // A crash before this leaves the conflict beside the new entry: shown twice, lost never.
     queue.discard(&queue.dir, &at.name)?;
     Ok(queued)
 }
 
-fn requeue(config: &Config, queue: &Queue, at: &Located) -> Result<EntryId> {
-    let entry = item(queue, at);
-    let meta = entry.entry.ok_or_else(|| Error::Io(format!("{}: meta.json cannot be read", at.name)))?;
+/// Ends a conflict with a merged body.
+pub fn resolve_with(config: &Config, queue: &Queue, name: &str, body: &InputStream) -> Result<EntryId> {
+    let at = conflict_named(queue, name)?;
+    let queued = requeue(config, queue, &at, Body::Stream(body))?;
+    queue.discard(&queue.dir, &at.name)?;
+    Ok(queued)
+}
+
+fn conflict_named(queue: &Queue, name: &str) -> Result<Located> {
+    let at = locate(queue, name)?;
+    match at.place {
+        Place::Conflict => Ok(at),
+        _ => Err(Error::WrongPlace(format!("{name} is no conflict"))),
+    }
+}
+
+fn requeue(config: &Config, queue: &Queue, at: &Located, body: Body<'_>) -> Result<EntryId> {
+    let meta = at.dir(queue).read(&at.path(META), MAX_RECORD).ok();
+    let meta = meta.and_then(|json| Meta::parse(at.id, &json).ok());
+    let meta = meta.ok_or_else(|| Error::Io(format!("{}: meta.json cannot be read", at.name)))?;
     let mut request = Request {
         method: meta.method,
         uri: meta.raw_uri,
@@ -314,19 +435,18 @@ fn requeue(config: &Config, queue: &Queue, at: &Located) -> Result<EntryId> {
         base_etag: None,
         create: false,
     };
-    match entry.validator {
-        Some(Validator::Etag(tag)) => request.base_etag = Some(tag),
-        Some(Validator::LastModified(date)) => {
-            request.base_mod_time = clock::parse_http_date(&date).map(clock::rfc3339);
-        }
-        None => {
+    match response(queue, at).map_or(Validator::Unknown, |response| response.validator()).base() {
+        Base::Etag(tag) => request.base_etag = Some(tag),
+        Base::Modified(at) => request.base_mod_time = Some(clock::rfc3339(at)),
+        Base::Absent => request.create = true,
+        Base::Any => {
             return Err(Error::NoValidator(format!(
                 "{}: the server's reply named no version, so yours cannot be put on top of it safely",
                 at.name
             )));
         }
     }
-    enqueue::enqueue(config, queue, &request, Body::Stored(at.dir(queue), &at.path(BODY)))
+    enqueue::enqueue(config, queue, &request, body)
 }
 
 /// Makes an entry due now, or puts a conflict or a rejected entry back in its old place.
@@ -340,11 +460,20 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
                 Err(_) => return Err(Error::WrongPlace(format!("{name} cannot be read"))),
             };
             state.not_before = None;
+            state.in_flight = false;
             queue.save_state(at.id, &state)
         }
         Place::Corrupt => Err(Error::WrongPlace(format!("{name} is corrupt; show it, mend or drop it"))),
         Place::Conflict | Place::Rejected => {
+            let state = dir.read(&at.path(STATE), MAX_RECORD).ok();
+            let validator = state.and_then(|json| State::parse(&json).ok()).and_then(|state| state.validator);
             dir.remove(&at.path(STATE))?;
+            if validator.is_some() {
+                // The version that it inherited from an edit before it.
+                let state = State { validator, ..State::default() };
+                dir.write(&at.path(STATE), &to_json(&state), queue.sync)?;
+                sync_entry(queue, dir, &at.name)?;
+            }
             dir.rename(&at.name, &queue.dir, &at.id.to_string())?;
             // Not before: without it, a conflict that could not be moved would have lost the server's version.
             let _ = queue.dir.remove(&format!("{}/{RESPONSE}", at.id));
@@ -359,5 +488,15 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
 /// Removes an entry for good.
 pub fn drop_entry(queue: &Queue, name: &str) -> Result<()> {
     let at = locate(queue, name)?;
+    if at.place == Place::Pending
+        && let Ok(entry) = queue.load(at.id)
+        && let Some(validator) = entry.state.validator.clone()
+    {
+        // The edit that would have followed this one follows the one before it now.
+        if let (Some(next), _) = Ahead::list(queue)?.successor(queue, &entry) {
+            next.state.validator = Some(validator);
+            queue.save_state_durably(next.id, &next.state)?;
+        }
+    }
     queue.discard(at.dir(queue), &at.name)
 }

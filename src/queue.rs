@@ -5,13 +5,18 @@ use crate::bindings::types;
 use crate::clock;
 use crate::config::Config;
 use crate::dir::{DescriptorType, Dir, ErrorCode, Fault, File, kind_name};
+use crate::exchange::Content;
 use crate::id::EntryId;
-use crate::layout::{self, ABANDONED_AFTER, BODY, CORRUPT, MAX_RECORD, META, Name, REJECTED, STAGING, STATE};
+use crate::layout::{
+    self, ABANDONED_AFTER, BODY, CORRUPT, MAX_RECORD, META, Name, REJECTED, STAGING, STATE, SWEPT,
+};
 use crate::meta::{Meta, Unusable, to_json};
+use crate::precondition::{Base, Validator};
 use crate::state::State;
 use crate::{Error, Result};
 use std::cell::OnceCell;
 use std::time::{Duration, SystemTime};
+use xxhash_rust::xxh3::Xxh3;
 
 /// The queue.
 #[derive(Debug)]
@@ -23,6 +28,7 @@ pub struct Queue {
     /// Whether writes are synced.
     pub sync: bool,
     staging: OnceCell<Dir>,
+    newest: OnceCell<File>,
 }
 
 /// A pending entry, read and found sound. Its body is looked at when it is opened.
@@ -34,6 +40,13 @@ pub struct Entry {
     pub meta: Meta,
     /// What happened so far.
     pub state: State,
+}
+
+impl Entry {
+    /// The version that it is to replace: what an earlier edit of ours made, or else what its author had seen.
+    pub fn base(&self) -> Base {
+        self.state.validator.as_ref().map_or_else(|| Base::of(&self.meta), |validator| validator.base())
+    }
 }
 
 /// Why a pending entry cannot be read.
@@ -66,7 +79,7 @@ impl Queue {
             }
             opened => opened?,
         };
-        Ok(Queue { root, dir, sync: config.sync, staging: OnceCell::new() })
+        Ok(Queue { root, dir, sync: config.sync, staging: OnceCell::new(), newest: OnceCell::new() })
     }
 
     /// Calls `each` with every name in the queue's directory.
@@ -105,6 +118,11 @@ impl Queue {
         Ok(Entry { id, meta, state })
     }
 
+    /// Whether a pending entry was removed or set aside by somebody else.
+    pub fn is_gone(&self, id: EntryId) -> bool {
+        self.dir.stat(&id.to_string()).is_err_and(|fault| fault.is_missing())
+    }
+
     /// Opens an entry's body and checks its length; its digest is for whoever reads it.
     pub fn open_body(&self, entry: &Entry) -> std::result::Result<(File, u64), Unloadable> {
         Self::open_body_at(&self.dir, &entry.id.to_string(), entry)
@@ -120,6 +138,10 @@ impl Queue {
         let path = format!("{name}/{BODY}");
         let file = match dir.open_file(&path) {
             Ok(file) => file,
+            // It may have left the queue meanwhile, whole.
+            Err(fault) if fault.is_missing() && dir.stat(name).is_err_and(|gone| gone.is_missing()) => {
+                return Err(Unloadable::Gone);
+            }
             Err(fault) if fault.is_missing() => return damaged("body.bin is missing".into()),
             Err(fault) => return Err(unreadable(fault)),
         };
@@ -137,7 +159,17 @@ impl Queue {
         }
     }
 
-    /// Replaces an entry's state.json.
+    /// What an entry's body is: as meta.json says, or else by reading it.
+    pub fn content(&self, entry: &Entry) -> std::result::Result<Content, Unloadable> {
+        let (file, len) = self.open_body(entry)?;
+        let digest = match entry.meta.known_digest() {
+            Some(digest) => digest.to_owned(),
+            None => digest_of(&entry.id.to_string(), &file)?,
+        };
+        Ok(Content { len, digest })
+    }
+
+    /// Replaces an entry's state.json. A power failure may bring the old one back.
     pub fn save_state(&self, id: EntryId, state: &State) -> Result<()> {
         let (path, new) = (format!("{id}/{STATE}"), format!("{id}/{STATE}.new"));
         self.dir.remove(&new)?;
@@ -147,6 +179,15 @@ impl Queue {
             .and_then(|()| self.dir.rename(&new, &self.dir, &path));
         // Half a file helps nobody, least of all on a full disk.
         Ok(replaced.inspect_err(|_| _ = self.dir.unlink(&new))?)
+    }
+
+    /// The same, durable when it returns.
+    pub fn save_state_durably(&self, id: EntryId, state: &State) -> Result<()> {
+        self.save_state(id, state)?;
+        match self.sync {
+            true => Ok(self.dir.open(&id.to_string())?.sync()?),
+            false => Ok(()),
+        }
     }
 
     /// Takes something out of the queue: one rename into `.staging`, so that no half of it is ever visible.
@@ -204,6 +245,15 @@ impl Queue {
         Ok(self.staging.get_or_init(|| opened))
     }
 
+    /// `.newest`, open for reading and writing; none where something else is in its place.
+    pub fn newest(&self) -> Option<&File> {
+        if let Some(file) = self.newest.get() {
+            return Some(file);
+        }
+        let opened = self.dir.open_or_create_file(layout::NEWEST).ok()?;
+        Some(self.newest.get_or_init(|| opened))
+    }
+
     /// Removes what a crash left in `.staging`.
     pub fn sweep(&self) -> Result<()> {
         let staging = match self.dir.open(STAGING) {
@@ -219,9 +269,19 @@ impl Queue {
         // Some may have been retired by a process that did not live to make that durable.
         self.sync_dir()?;
         for name in names {
-            if is_abandoned(&staging, &name) {
-                // One that cannot be removed keeps no others from it.
-                let _ = staging.remove(&name);
+            if !is_abandoned(&staging, &name) {
+                continue;
+            }
+            // By one rename first: whoever still writes it (the clock may have been set forward) then fails to
+            // publish it, rather than publishing what is left of it.
+            let swept = match name.ends_with(SWEPT) {
+                true => name.clone(),
+                false => format!("{name}{SWEPT}"),
+            };
+            // One that cannot be removed keeps no others from it.
+            let _ = staging.remove(&swept);
+            if swept != name && staging.rename(&name, &staging, &swept).is_ok() {
+                let _ = staging.remove(&swept);
             }
         }
         Ok(())
@@ -338,20 +398,55 @@ pub fn describe(id: EntryId, meta: Meta, state: State, body_len: Option<u64>) ->
         create: meta.create,
         queued_at: meta.queued_at,
         body_len,
+        body_digest: meta.body_digest,
         attempts: state.attempts,
         not_before: state.not_before,
         last_error: state.last_error,
+        rebased: state.validator.as_ref().map(name),
+    }
+}
+
+/// A version as the WIT names it.
+pub fn name(validator: &Validator) -> types::Validator {
+    match validator {
+        Validator::Etag(tag) => types::Validator::Etag(tag.clone()),
+        Validator::LastModified(date) => types::Validator::LastModified(date.clone()),
+        Validator::Absent => types::Validator::Absent,
+        Validator::Unknown => types::Validator::Unknown,
+    }
+}
+
+/// The digest of a body, read from its file; `name` is its entry's.
+pub fn digest_of(name: &str, file: &File) -> std::result::Result<String, Unloadable> {
+    let mut hash = Xxh3::new();
+    let mut offset = 0;
+    loop {
+        let doing = || format!("cannot read {name}/{BODY}");
+        let (chunk, end) =
+            file.read(offset).map_err(|code| Unloadable::Io(Fault { doing: doing(), code }.into()))?;
+        hash.update(&chunk);
+        offset += chunk.len() as u64;
+        if end || chunk.is_empty() {
+            return Ok(crate::enqueue::digest(&hash));
+        }
     }
 }
 
 /// Whether something in `.staging` was left by a crash. A body that is still growing is being written, however
 /// long ago it was begun.
 pub fn is_abandoned(staging: &Dir, name: &str) -> bool {
-    let touched = [format!("{name}/{BODY}"), name.to_owned()]
-        .iter()
-        .filter_map(|path| age(staging.stat(path).ok()?.data_modification_timestamp))
-        .min();
-    touched.is_none_or(|age| age >= ABANDONED_AFTER)
+    let mut youngest = None;
+    for path in [format!("{name}/{BODY}"), name.to_owned()] {
+        match staging.stat(&path) {
+            Ok(stat) => {
+                youngest = [youngest, age(stat.data_modification_timestamp)].into_iter().flatten().min()
+            }
+            Err(fault) if fault.is_no_directory() => {}
+            // What cannot be looked at now is left for another time.
+            Err(_) => return false,
+        }
+    }
+    youngest.is_some_and(|age| age >= ABANDONED_AFTER)
 }
 
 /// How long ago something was modified, by the wall clock; zero where that is in the future.

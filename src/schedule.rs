@@ -16,6 +16,17 @@ pub struct Turn {
     number: u64,
 }
 
+/// What becomes of an entry that is offered.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Offered<T> {
+    /// It may be sent now.
+    Go(Turn, T),
+    /// It waits for [`Schedule::ready`].
+    Waits,
+    /// An earlier one is stuck: not in this pass.
+    Stuck,
+}
+
 /// The entries under consideration.
 pub struct Schedule<T> {
     offered: u64,
@@ -38,21 +49,20 @@ impl<T> Default for Schedule<T> {
 }
 
 impl<T> Schedule<T> {
-    /// Takes the next entry in queue order and hands it back if it may be sent at once. Otherwise it waits
-    /// for [`Schedule::ready`], or is dropped because an earlier one is stuck.
-    pub fn offer(&mut self, key: Key, entry: T) -> Option<(Turn, T)> {
+    /// Takes the next entry in queue order and hands it back if it may be sent at once.
+    pub fn offer(&mut self, key: Key, entry: T) -> Offered<T> {
         let turn = self.next_turn(key);
         if self.stuck.related(&turn.key) {
             self.stuck.insert(turn.key, turn.number);
-            return None;
+            return Offered::Stuck;
         }
         if self.in_flight.related(&turn.key) || self.waiting_keys.related(&turn.key) {
             self.waiting_keys.insert(turn.key.clone(), turn.number);
             self.waiting.push_back((turn, entry));
-            return None;
+            return Offered::Waits;
         }
         self.in_flight.insert(turn.key.clone(), turn.number);
-        Some((turn, entry))
+        Offered::Go(turn, entry)
     }
 
     /// A waiting entry that may be sent by now.
@@ -108,7 +118,10 @@ mod tests {
     use super::*;
 
     fn offer(schedule: &mut Schedule<u32>, path: &str, n: u32) -> Option<Turn> {
-        schedule.offer(Key::of(path), n).map(|(turn, _)| turn)
+        match schedule.offer(Key::of(path), n) {
+            Offered::Go(turn, _) => Some(turn),
+            Offered::Waits | Offered::Stuck => None,
+        }
     }
 
     fn ready(schedule: &mut Schedule<u32>) -> Option<(u32, Turn)> {
@@ -186,7 +199,7 @@ mod tests {
                     0 => {
                         let (key, n) = (Key::of(paths[1 + random(paths.len() - 1)]), all.len());
                         all.push((key.clone(), false, false));
-                        if let Some((turn, n)) = schedule.offer(key, n) {
+                        if let Offered::Go(turn, n) = schedule.offer(key, n) {
                             handed(n, &mut all);
                             flying.push((turn, n));
                         }

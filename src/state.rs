@@ -2,6 +2,7 @@
 
 use crate::layout::STATE;
 use crate::meta::reason_in;
+use crate::precondition::Validator;
 use crate::{Error, clock};
 use serde::{Deserialize, Serialize};
 use std::time::SystemTime;
@@ -18,12 +19,28 @@ pub struct State {
     /// Why the last attempt did not deliver it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// The version that an earlier write of ours made, on which this one is to be put. It takes the place of the
+    /// base in meta.json.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validator: Option<Validator>,
+    /// The server took it, with this status. Only which version that made is still to be asked, for the next edit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<u16>,
+    /// It was, or may have been, sent, and what the server did with it is not known. Noted before the first
+    /// byte leaves, and only where somebody asks for it: `--ambiguous hold`, `--coalesce`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_flight: bool,
 }
 
 impl State {
     /// Reads the record.
     pub fn parse(json: &[u8]) -> Result<State, Error> {
-        serde_json::from_slice(json).map_err(|e| Error::Io(reason_in(STATE, &e.to_string())))
+        let reason = |why: &str| Error::Io(reason_in(STATE, why));
+        let state: State = serde_json::from_slice(json).map_err(|e| reason(&e.to_string()))?;
+        if let Some(validator) = &state.validator {
+            validator.check().map_err(|e| reason(&crate::guest::describe(&e)))?;
+        }
+        Ok(state)
     }
 
     /// When it may be sent, if not at once. A time that cannot be read is none: sending early is harmless.

@@ -1,16 +1,14 @@
 //! Reading everything and changing nothing.
 
+use crate::Result;
 use crate::bindings::exports::zddc::outbox::queue::Finding;
 use crate::dir::{DescriptorType, Dir, kind_name};
-use crate::enqueue::digest;
 use crate::id::EntryId;
 use crate::layout::{
     self, BODY, CORRUPT, META, Name, OUTBOX_DIR, REASON, REJECTED, RESPONSE, STAGING, STATE, parse_aside,
 };
 use crate::quarantine;
-use crate::queue::{Entry, Queue, Unloadable, is_abandoned};
-use crate::{Error, Result};
-use xxhash_rust::xxh3::Xxh3;
+use crate::queue::{Entry, Queue, Unloadable, digest_of, is_abandoned};
 
 /// What was found so far.
 #[derive(Default)]
@@ -164,19 +162,7 @@ fn check_staging(found: &mut Findings, queue: &Queue) -> Result<()> {
 fn check_body(dir: &Dir, name: &str, entry: &Entry) -> std::result::Result<(), Unloadable> {
     let (file, _) = Queue::open_body_at(dir, name, entry)?;
     let Some(expected) = entry.meta.known_digest() else { return Ok(()) };
-    let mut hash = Xxh3::new();
-    let mut offset = 0;
-    loop {
-        let (chunk, end) = file.read(offset).map_err(|code| {
-            Unloadable::Io(Error::Io(format!("cannot read {name}/{BODY}: {}", code.name())))
-        })?;
-        hash.update(&chunk);
-        offset += chunk.len() as u64;
-        if end || chunk.is_empty() {
-            break;
-        }
-    }
-    match digest(&hash) {
+    match digest_of(name, &file)? {
         found if found == expected => Ok(()),
         found => {
             Err(Unloadable::Damaged(format!("body.bin has digest {found} where meta.json says {expected}")))

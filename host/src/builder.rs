@@ -34,6 +34,26 @@ pub enum Refused {
     Drop,
 }
 
+/// What becomes of a POST or PATCH when it is not known what the server did with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ambiguous {
+    /// It is sent again, with the same Idempotency-Key.
+    #[default]
+    Retry,
+    /// It is kept until somebody says what to do.
+    Hold,
+}
+
+/// Whom an outbox takes after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Profile {
+    /// Itself: docs/semantics.md.
+    #[default]
+    Outbox,
+    /// The Go original, but for following redirects and letting a URI choose the host: docs/original.md.
+    Original,
+}
+
 /// In which order entries are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
@@ -58,8 +78,12 @@ pub struct Builder {
     max_body: u64,
     max_bytes: Option<u64>,
     max_entries: Option<u64>,
-    rejected: Refused,
-    auth: Refused,
+    rejected: Option<Refused>,
+    auth: Option<Refused>,
+    ambiguous: Ambiguous,
+    expect_header: Option<String>,
+    coalesce: bool,
+    profile: Profile,
     connect_timeout: Duration,
     idle_timeout: Duration,
     limits: Limits,
@@ -87,8 +111,12 @@ impl Builder {
             max_body: 256 * 1024 * 1024,
             max_bytes: None,
             max_entries: None,
-            rejected: Refused::default(),
-            auth: Refused::default(),
+            rejected: None,
+            auth: None,
+            ambiguous: Ambiguous::default(),
+            expect_header: None,
+            coalesce: false,
+            profile: Profile::default(),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             limits: Limits::default(),
@@ -158,13 +186,38 @@ impl Builder {
 
     /// What becomes of writes that are refused for good; kept.
     pub fn rejected(mut self, refused: Refused) -> Self {
-        self.rejected = refused;
+        self.rejected = Some(refused);
         self
     }
 
     /// What becomes of writes that are refused for want of credentials; kept in the queue.
     pub fn auth(mut self, refused: Refused) -> Self {
-        self.auth = refused;
+        self.auth = Some(refused);
+        self
+    }
+
+    /// What becomes of a POST or PATCH when it is not known what the server did with it; sent again.
+    pub fn ambiguous(mut self, ambiguous: Ambiguous) -> Self {
+        self.ambiguous = ambiguous;
+        self
+    }
+
+    /// A header field, `Name: value`, that every success must carry as a proof that the upstream answers and no
+    /// captive portal does.
+    pub fn expect_header(mut self, field: impl Into<String>) -> Self {
+        self.expect_header = Some(field.into());
+        self
+    }
+
+    /// Whether a PUT is left out that a later PUT or DELETE of the same path supersedes; it is not.
+    pub fn coalesce(mut self, coalesce: bool) -> Self {
+        self.coalesce = coalesce;
+        self
+    }
+
+    /// Whom the outbox takes after.
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profile = profile;
         self
     }
 
@@ -258,8 +311,6 @@ impl Builder {
             ("OUTBOX_MAX_BODY", self.max_body.to_string()),
             ("OUTBOX_CONCURRENCY", self.concurrency.to_string()),
             ("OUTBOX_ORDER", order.to_owned()),
-            ("OUTBOX_REJECTED", word(self.rejected, "keep")),
-            ("OUTBOX_AUTH", word(self.auth, "hold")),
             // This host has a lock; see `root::Lock`.
             ("OUTBOX_LEASE", "none".to_owned()),
             ("OUTBOX_CONNECT_TIMEOUT_MS", millis(self.connect_timeout)),
@@ -267,6 +318,13 @@ impl Builder {
         ];
         env.extend(self.max_bytes.iter().map(|bytes| ("OUTBOX_MAX_BYTES", bytes.to_string())));
         env.extend(self.max_entries.iter().map(|entries| ("OUTBOX_MAX_ENTRIES", entries.to_string())));
+        env.extend(self.rejected.map(|refused| ("OUTBOX_REJECTED", word(refused, "keep"))));
+        env.extend(self.auth.map(|refused| ("OUTBOX_AUTH", word(refused, "hold"))));
+        env.extend(self.expect_header.iter().map(|field| ("OUTBOX_EXPECT_HEADER", field.clone())));
+        let mut set = |wanted: bool, name, value: &str| env.extend(wanted.then(|| (name, value.to_owned())));
+        set(self.ambiguous == Ambiguous::Hold, "OUTBOX_AMBIGUOUS", "hold");
+        set(self.coalesce, "OUTBOX_COALESCE", "on");
+        set(self.profile == Profile::Original, "OUTBOX_PROFILE", "original");
         env.extend(self.upstream.iter().map(|url| ("OUTBOX_UPSTREAM", url.clone())));
         env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }

@@ -111,7 +111,10 @@ impl Way {
             }
         }
         let response = self.client.send(request).await?;
-        if let (StatusCode::UNAUTHORIZED, Some(credential)) = (response.status(), &self.credential) {
+        // 403 too: an expired token is not always told apart from one that does not suffice.
+        if let (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(credential)) =
+            (response.status(), &self.credential)
+        {
             credential.refused();
         }
         Ok(response.map(|body| body.map_err(HttpError::from).boxed_unsync()))

@@ -38,7 +38,7 @@ mod worker;
 mod write;
 
 pub use body::Body;
-pub use builder::{Builder, Durability, Order, Refused};
+pub use builder::{Ambiguous, Builder, Durability, Order, Profile, Refused};
 pub use credential::Credential;
 pub use egress::Origin;
 pub use error::{Error, Measure};

@@ -28,12 +28,17 @@ pub struct Entry {
     pub queued_at: String,
     /// Bytes in the body; none where it is missing.
     pub body_len: Option<u64>,
+    /// The body's digest: two bodies of one digest are the same. None in entries of the original.
+    pub body_digest: Option<String>,
     /// Attempts without a final answer.
     pub attempts: u32,
     /// Not to be sent before: RFC 3339, UTC.
     pub not_before: Option<String>,
     /// Why the last attempt did not deliver it.
     pub last_error: Option<String>,
+    /// The version that an earlier edit in the queue made, on which this one will be put: an ETag or a
+    /// Last-Modified, or `absent` where it removed the resource.
+    pub rebased: Option<String>,
 }
 
 impl From<wit::Entry> for Entry {
@@ -49,9 +54,11 @@ impl From<wit::Entry> for Entry {
             create: e.create,
             queued_at: e.queued_at,
             body_len: e.body_len,
+            body_digest: e.body_digest,
             attempts: e.attempts,
             not_before: e.not_before,
             last_error: e.last_error,
+            rebased: e.rebased.and_then(version),
         }
     }
 }
@@ -92,12 +99,30 @@ pub struct Item {
     pub since: Option<String>,
     /// Why it was set aside.
     pub reason: Option<String>,
-    /// The ETag or else the Last-Modified of the server's present version, where the reply told it.
+    /// The ETag or else the Last-Modified of the server's present version, where it told it; `absent` where
+    /// there is none.
     pub validator: Option<String>,
     /// The entry, where it can be read.
     pub entry: Option<Entry>,
     /// The server's reply, where one was the cause.
     pub reply: Option<Reply>,
+    /// What the resource was when the server was asked, after a conflict.
+    pub current: Option<Reply>,
+}
+
+impl From<wit::Reply> for Reply {
+    fn from(r: wit::Reply) -> Reply {
+        Reply { status: r.status, headers: r.headers, body_start: r.body_start }
+    }
+}
+
+fn version(validator: wit::Validator) -> Option<String> {
+    match validator {
+        wit::Validator::Etag(tag) => Some(tag),
+        wit::Validator::LastModified(date) => Some(date),
+        wit::Validator::Absent => Some("absent".into()),
+        wit::Validator::Unknown => None,
+    }
 }
 
 impl From<wit::Item> for Item {
@@ -112,12 +137,10 @@ impl From<wit::Item> for Item {
             },
             since: i.since,
             reason: i.reason,
-            validator: i.validator.map(|v| match v {
-                wit::Validator::Etag(tag) => tag,
-                wit::Validator::LastModified(date) => date,
-            }),
+            validator: i.validator.and_then(version),
             entry: i.entry.map(Into::into),
-            reply: i.reply.map(|r| Reply { status: r.status, headers: r.headers, body_start: r.body_start }),
+            reply: i.reply.map(Into::into),
+            current: i.current.map(Into::into),
         }
     }
 }
@@ -197,6 +220,10 @@ pub enum Outcome {
     Held,
     /// It was damaged, and kept.
     Corrupt,
+    /// It may have been applied, and is not sent again before somebody says so.
+    Ambiguous,
+    /// A later write of the same resource made it superfluous.
+    Superseded,
 }
 
 impl fmt::Display for Outcome {
@@ -209,6 +236,8 @@ impl fmt::Display for Outcome {
             Outcome::Deferred => "deferred",
             Outcome::Held => "held",
             Outcome::Corrupt => "corrupt",
+            Outcome::Ambiguous => "ambiguous",
+            Outcome::Superseded => "superseded",
         })
     }
 }
@@ -243,6 +272,8 @@ impl From<replayer::Event> for Delivery {
                 replayer::Outcome::Deferred => Outcome::Deferred,
                 replayer::Outcome::Held => Outcome::Held,
                 replayer::Outcome::Corrupt => Outcome::Corrupt,
+                replayer::Outcome::Ambiguous => Outcome::Ambiguous,
+                replayer::Outcome::Superseded => Outcome::Superseded,
             },
             id: e.id,
             method: e.method,
@@ -293,6 +324,12 @@ pub struct Report {
     pub held: u64,
     /// Entries that were found damaged.
     pub corrupt: u64,
+    /// Entries that may have been applied and are kept.
+    pub ambiguous: u64,
+    /// Entries that were not sent because a later one superseded them.
+    pub superseded: u64,
+    /// Deliveries after which the server named no version, so that the next edit goes without a precondition.
+    pub unprotected: u64,
     /// Entries that wait now.
     pub remaining: u64,
     /// How the upstream was found.
@@ -328,6 +365,9 @@ impl From<replayer::Report> for Report {
             deferred: r.deferred,
             held: r.held,
             corrupt: r.corrupt,
+            ambiguous: r.ambiguous,
+            superseded: r.superseded,
+            unprotected: r.unprotected,
             remaining: r.remaining,
             upstream: match r.upstream {
                 replayer::Health::Up => Health::Up,

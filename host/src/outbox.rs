@@ -10,7 +10,7 @@ use crate::instances::Instances;
 use crate::model::{Counts, Delivery, Entry, Event, Finding, Health, Item, Report, Resume, Usage};
 use crate::recipe::Recipe;
 use crate::root::{self, Lock};
-use crate::sandbox::Instance;
+use crate::sandbox::{Instance, State};
 use crate::worker::Worker;
 use crate::write::Write;
 use bytes::Bytes;
@@ -65,13 +65,14 @@ pub struct Status {
     pub last: Option<Report>,
 }
 
-/// Which side of a conflict to keep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What to keep of a conflict.
 pub enum Keep {
-    /// Queue the write again on top of the server's version.
+    /// The write: it is queued again on top of the server's version.
     Mine,
-    /// Drop the write.
+    /// The server's version: the write is dropped.
     Theirs,
+    /// This body, merged from both: it is queued on top of the server's version.
+    Merged(Body),
 }
 
 impl Outbox {
@@ -185,6 +186,15 @@ impl Outbox {
         let keep = match keep {
             Keep::Mine => wit_queue::Keep::Mine,
             Keep::Theirs => wit_queue::Keep::Theirs,
+            Keep::Merged(body) => {
+                let merged = async move |queue: &wit_queue::Guest, store: &mut wasmtime::Store<State>| {
+                    let body = store.data_mut().table.push(body::input_stream(body.0))?;
+                    queue.call_resolve_with(store, &name, body).await
+                };
+                let id = self.queue(merged).await?;
+                self.0.wake.notify_one();
+                return Ok(Some(id));
+            }
         };
         let id = self.queue(async move |queue, store| queue.call_resolve(store, &name, keep).await).await?;
         self.0.wake.notify_one();
@@ -264,7 +274,7 @@ impl Outbox {
         T: Send + 'static,
         F: AsyncFnOnce(
                 &wit_queue::Guest,
-                &mut wasmtime::Store<crate::sandbox::State>,
+                &mut wasmtime::Store<State>,
             ) -> wasmtime::Result<Result<T, wit::Error>>
             + Send
             + 'static,
@@ -317,7 +327,8 @@ impl Inner {
                 + report.dropped
                 + report.deferred
                 + report.held;
-            if sent > 0 && known.upstream != Some(report.upstream) {
+            let learnt = sent > 0 || report.upstream != Health::Up;
+            if learnt && known.upstream != Some(report.upstream) {
                 known.upstream = Some(report.upstream);
                 let _ = self.events.send(Event::Upstream(report.upstream));
             }

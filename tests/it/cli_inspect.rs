@@ -150,7 +150,7 @@ fn conflicts_and_rejected_entries_are_listed_apart() {
     assert_eq!(empty.ok(["conflicts", "--json"]), "[]\n");
     let (cli, [conflict, rejected, _]) = three_kinds();
     for (command, id, status, reason) in [
-        ("conflicts", &conflict, 412, "not the one that this write was based on"),
+        ("conflicts", &conflict, 412, "somebody else changed it: your write was based on version"),
         ("rejected", &rejected, 422, "refused it"),
     ] {
         let listed = cli.json([command, "--json"]);

@@ -2,7 +2,9 @@
 //! failure is the simulator's to show; that they are made is shown here. Needs strace; says so where it is
 //! missing.
 
+use crate::cli::Cli;
 use crate::kit::{OUTBOX_DIR, cache_dir, root};
+use crate::upstream::{Reply, Upstream};
 use std::path::Path;
 use std::process::Command;
 
@@ -28,6 +30,53 @@ fn everything_is_synced_before_a_write_is_acknowledged() {
 fn without_durability_nothing_of_an_entry_is_synced() {
     let Some(calls) = traced("none") else { return };
     assert_eq!(calls, ["fsync root", "rename", "acknowledge"]);
+}
+
+#[test]
+fn the_next_edit_has_its_version_durably_before_the_delivered_one_leaves_the_queue() {
+    let cli = Cli::new();
+    let server = Upstream::start(|seen| match seen.method.as_str() {
+        "PUT" => Reply::new(204).header("ETag", "\"v2\""),
+        _ => Reply::new(404),
+    });
+    let [first, second] = ["one", "two"]
+        .map(|tag| cli.send(&["PUT", "/doc", "--header", &format!("X-N: {tag}"), "--base-etag", "\"v1\""]));
+    let log = cli.root.path().join("strace.log");
+    let mut command = Command::new("strace");
+    command
+        .args(["-f", "-y", "-qq", "-e", "trace=fsync,fdatasync,rename,renameat,renameat2", "-o"])
+        .arg(&log)
+        .arg(env!("CARGO_BIN_EXE_outbox"))
+        .args(["replay", "--upstream", &server.url()])
+        .arg("--root")
+        .arg(cli.root.path())
+        .env("OUTBOX_CACHE_DIR", cache_dir())
+        .stdout(std::process::Stdio::null());
+    let Ok(status) = command.status() else {
+        eprintln!("skipped: strace is not installed");
+        return;
+    };
+    assert!(status.success());
+    let text = std::fs::read_to_string(&log).unwrap();
+    let steps: Vec<&str> = text.lines().filter_map(|line| handing_on(line, &first, &second)).collect();
+    assert_eq!(
+        steps[..4],
+        ["state synced", "state in place", "its directory synced", "delivered removed"],
+        "{text}"
+    );
+}
+
+/// Which step of handing a version on a system call is.
+fn handing_on(line: &str, first: &str, second: &str) -> Option<&'static str> {
+    let rename = line.contains(" rename");
+    let sync = line.contains(" fsync") || line.contains(" fdatasync");
+    match line {
+        _ if rename && line.contains("state.json.new") => Some("state in place"),
+        _ if rename && line.contains(first) && line.contains(".staging") => Some("delivered removed"),
+        _ if sync && line.contains("state.json.new>") => Some("state synced"),
+        _ if sync && line.contains(&format!("/{second}>")) => Some("its directory synced"),
+        _ => None,
+    }
 }
 
 /// Syncs, the publishing rename and the acknowledgement of one `outbox send` to a new outbox, in order.

@@ -102,7 +102,10 @@ impl Disk {
     /// Takes all that is left, and says what the system still calls free: ext4 keeps a reserve for itself.
     fn fill(&self) -> u64 {
         let full = |error: &std::io::Error| assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
-        fs::create_dir_all(self.filler()).unwrap_or_else(|error| full(&error));
+        if let Err(error) = fs::create_dir_all(self.filler()) {
+            full(&error);
+            return self.free();
+        }
         // What was promised to data not yet written is free again once it is.
         let mut left = u64::MAX;
         for n in 0.. {

@@ -41,6 +41,36 @@ pub async fn send(outbox: &Outbox, method: &str, uri: &str, body: &'static str) 
     outbox.enqueue_write(Write::new(method, uri), body.into()).await.unwrap()
 }
 
+/// What the author of a write had seen.
+#[derive(Debug, Clone)]
+pub enum Base {
+    Nothing,
+    Etag(String),
+    /// A date, in seconds since 1970.
+    Date(u64),
+    Absent,
+}
+
+/// A write on top of a version.
+pub fn write_on(base: &Base, method: &str, uri: &str) -> Write {
+    let mut write = Write::new(method, uri);
+    match base {
+        Base::Nothing => {}
+        Base::Etag(tag) => write.base_etag = Some(tag.clone()),
+        Base::Date(at) => {
+            let at = std::time::UNIX_EPOCH + Duration::from_secs(*at);
+            write.base_mod_time = Some(humantime::format_rfc3339_seconds(at).to_string());
+        }
+        Base::Absent => write.create = true,
+    }
+    write
+}
+
+/// Queues a write on top of a version.
+pub async fn send_on(outbox: &Outbox, base: &Base, method: &str, uri: &str, body: &'static str) -> String {
+    outbox.enqueue_write(write_on(base, method, uri), body.into()).await.unwrap()
+}
+
 /// One pass and what it did to each entry, in order.
 pub async fn replay(outbox: &Outbox) -> (Report, Vec<Delivery>) {
     let mut events = outbox.subscribe();

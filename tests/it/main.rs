@@ -8,13 +8,16 @@
     reason = "a test that finds something else than expected must stop"
 )]
 
+mod ambiguous;
 mod cached;
+mod chain;
 mod cli;
 mod cli_bad;
 mod cli_inspect;
 mod cli_replay;
 mod cli_run;
 mod cli_send;
+mod coalesce;
 mod connections;
 mod damage;
 mod durable;
@@ -27,9 +30,13 @@ mod lease;
 mod limits;
 mod many;
 mod order;
+mod outage;
 mod outcomes;
 mod plain_host;
+mod portal;
+mod question;
 mod readme;
+mod resolve;
 mod resources;
 mod rng;
 mod sandbox;

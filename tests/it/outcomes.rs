@@ -1,7 +1,7 @@
 //! What becomes of an entry after each kind of reply: the table of docs/semantics.md, and what an operator can do then.
 
 use crate::kit::{builder, json, open, path, replay, root, send, set_aside, tree};
-use crate::resources::Resources;
+use crate::resources::{Names, Resources};
 use crate::upstream::{Act, Reply, Seen, Upstream};
 use outbox_host::{Delivery, Error, Health, Keep, Outbox, Outcome, Place, Refused, Write};
 use std::path::Path;
@@ -75,7 +75,11 @@ async fn a_412_becomes_a_conflict_that_keeps_the_body_and_the_servers_reply() {
             .header("Last-Modified", date)
             .header("Set-Cookie", "session=s3cret")
             .body("changed by somebody"),
-        _ => Reply::new(200).header("ETag", "\"theirs\"").body("their version"),
+        _ => Reply::new(200)
+            .header("ETag", "\"theirs\"")
+            .header("Last-Modified", date)
+            .header("Set-Cookie", "session=s3cret")
+            .body("their version"),
     });
     let root = root();
     let outbox = open(root.path(), &server.url());
@@ -93,7 +97,14 @@ async fn a_412_becomes_a_conflict_that_keeps_the_body_and_the_servers_reply() {
     assert_eq!(response["status"], 412);
     assert_eq!(response["body_start"], "changed by somebody");
     assert_eq!((&response["etag"], &response["last_modified"]), (&"\"theirs\"".into(), &date.into()));
-    assert!(response["reason"].as_str().unwrap().contains("412"), "{response}");
+    assert_eq!(
+        response["reason"],
+        "somebody else changed it: your write was based on version \"mine\", and the server has version \"theirs\" now"
+    );
+    assert_eq!(
+        (&response["current"]["status"], &response["current"]["body_start"]),
+        (&200.into(), &"their version".into())
+    );
     assert!(!response.to_string().contains("s3cret"), "{response}");
 
     let item = outbox.get(&id).await.unwrap();
@@ -313,15 +324,12 @@ const BASE: u64 = 1_700_000_000;
 
 /// A conflict on `/doc`, where somebody wrote between the base and the replay. Replies lose their ETags on demand.
 async fn conflicting(root: &Path, with_etags: bool) -> (Upstream, Resources, Outbox, String) {
-    let resources = Resources::default();
+    let resources = Resources::named(if with_etags { Names::Strong } else { Names::Date });
     let base_etag = resources.write("/doc", "author", BASE);
     let known = resources.clone();
-    let server = Upstream::start(move |seen| match known.act(seen, BASE + 60) {
-        Act::Reply(mut reply) if !with_etags => {
-            reply.headers.retain(|(name, _)| name != "etag");
-            Act::Reply(reply)
-        }
-        act => act,
+    let server = Upstream::start(move |_| {
+        let known = known.clone();
+        Act::decide(move |seen| known.act(seen, BASE + 60))
     });
     let outbox = open(root, &server.url());
     let base_mod_time = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(BASE));
@@ -333,7 +341,7 @@ async fn conflicting(root: &Path, with_etags: bool) -> (Upstream, Resources, Out
     let id = outbox.enqueue_write(write, "mine".into()).await.unwrap();
     resources.write("/doc", "somebody", BASE + 30);
     let (report, _) = replay(&outbox).await;
-    assert_eq!((report.conflicts, resources.get("/doc").unwrap().writer.as_str()), (1, "somebody"));
+    assert_eq!((report.conflicts, resources.content("/doc").unwrap().as_str()), (1, "somebody"));
     (server, resources, outbox, id)
 }
 
@@ -348,10 +356,10 @@ async fn keeping_mine_puts_the_write_on_top_of_the_servers_version_and_of_no_lat
         // Somebody is faster once more: that version must not be overwritten either.
         resources.write("/doc", "somebody else", BASE + 45);
         let (report, _) = replay(&outbox).await;
-        assert_eq!((report.conflicts, resources.get("/doc").unwrap().writer.as_str()), (1, "somebody else"));
+        assert_eq!((report.conflicts, resources.content("/doc").unwrap().as_str()), (1, "somebody else"));
         outbox.resolve(&requeued, Keep::Mine).await.unwrap();
         let (report, _) = replay(&outbox).await;
-        assert_eq!((report.delivered, resources.get("/doc").unwrap().writer.as_str()), (1, "outbox"));
+        assert_eq!((report.delivered, resources.content("/doc").unwrap().as_str()), (1, "mine"));
         assert_eq!(server.seen().last().unwrap().header("if-match").is_some(), with_etags);
         assert!(tree(root.path()).is_empty());
     }
@@ -363,14 +371,14 @@ async fn keeping_theirs_drops_the_write() {
     let (_server, resources, outbox, id) = conflicting(root.path(), true).await;
     assert_eq!(outbox.resolve(&id, Keep::Theirs).await.unwrap(), None);
     let (report, _) = replay(&outbox).await;
-    assert_eq!((report.delivered, resources.get("/doc").unwrap().writer.as_str()), (0, "somebody"));
+    assert_eq!((report.delivered, resources.content("/doc").unwrap().as_str()), (0, "somebody"));
     assert!(tree(root.path()).is_empty());
 }
 
 #[tokio::test]
 async fn a_conflict_whose_version_is_unknown_stays_and_only_conflicts_are_resolved() {
     let root = root();
-    let server = Upstream::start(|seen| if seen.method == "PUT" { 412 } else { 404 });
+    let server = Upstream::start(|seen| if seen.method == "PUT" { 412 } else { 405 });
     let outbox = open(root.path(), &server.url());
     let pending = send(&outbox, "PUT", "/a", "1").await;
     assert!(matches!(outbox.resolve(&pending, Keep::Mine).await, Err(Error::WrongPlace(_))));

@@ -64,6 +64,25 @@ pub enum Act {
     ReplyAfter(Gate, Reply),
     /// Read the body with a pause after each piece, then reply.
     ReadSlowly(Duration, Reply),
+    /// Read the body, then decide.
+    Decide(Decision),
+}
+
+/// What is to be done about a request whose body was read.
+#[derive(Clone)]
+pub struct Decision(Arc<dyn Fn(&Seen) -> Act + Send + Sync>);
+
+impl std::fmt::Debug for Decision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Decision")
+    }
+}
+
+impl Act {
+    /// Read the body, then decide.
+    pub fn decide<A: Into<Act>>(decide: impl Fn(&Seen) -> A + Send + Sync + 'static) -> Act {
+        Act::Decide(Decision(Arc::new(move |seen| decide(seen).into())))
+    }
 }
 
 /// Holds replies back until a test opens it.
@@ -346,7 +365,7 @@ async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> 
         connection,
     };
     let script = shared.script.lock().unwrap().clone();
-    let act = script(&seen);
+    let mut act = script(&seen);
     let limit = match &act {
         Act::ReplyUnread(_) => 0,
         Act::CutAfter(bytes) => *bytes,
@@ -372,6 +391,9 @@ async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> 
             }
         }
     }
+    while let Act::Decide(Decision(decide)) = act {
+        act = decide(&seen);
+    }
     let complete = seen.complete;
     shared.seen.lock().unwrap().push(seen);
     shared.count.send_modify(|count| *count += 1);
@@ -393,7 +415,7 @@ async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> 
             let then = if matches!(act, Act::CutReply(_)) { Then::Flush } else { Then::Stall };
             Ok(response(&reply, Half(Some(half), then).boxed_unsync()))
         }
-        Act::Cut | Act::CutAfter(_) => Err(Closed),
+        Act::Cut | Act::CutAfter(_) | Act::Decide(_) => Err(Closed),
         Act::Stall => std::future::pending().await,
     }
 }

@@ -121,7 +121,7 @@ async fn the_base_version_becomes_the_strongest_precondition_there_is() {
         base_mod_time,
         base_etag: tag.map(Into::into),
         create,
-        ..to("/a")
+        ..Write::default()
     };
     let cases: [(Write, [Option<&str>; 3]); 8] = [
         (base(None, None, false), [None, None, None]),
@@ -135,7 +135,10 @@ async fn the_base_version_becomes_the_strongest_precondition_there_is() {
         // Go's zero time means that there is none.
         (base(time("0001-01-01T00:00:00Z"), None, false), [None, None, None]),
     ];
-    let writes = cases.iter().map(|(write, _)| (write.clone(), "x")).collect();
+    // A path each: several edits of one would be a chain.
+    let to_its_own =
+        |n: usize, write: &Write| Write { method: "PUT".into(), uri: format!("/{n}"), ..write.clone() };
+    let writes = cases.iter().enumerate().map(|(n, (write, _))| (to_its_own(n, write), "x")).collect();
     for (seen, (write, expected)) in over_the_wire(writes).await.iter().zip(cases) {
         let found = ["if-match", "if-none-match", "if-unmodified-since"].map(|name| seen.header(name));
         assert_eq!(found, expected, "{write:?}");

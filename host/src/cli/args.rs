@@ -1,7 +1,7 @@
 //! What can be written on the command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use outbox_host::{Builder, Credential, Durability, Error, Order, Refused};
+use outbox_host::{Ambiguous, Builder, Credential, Durability, Error, Order, Profile, Refused};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -78,8 +78,9 @@ Examples:
     Rejected(OutputArgs),
     /// End a conflict: queue your write on top of the server's version, or drop it
     #[command(after_help = "\
-Example:
-  outbox resolve 18ea4ba277c322d7-873e00 --keep mine")]
+Examples:
+  outbox resolve 18ea4ba277c322d7-873e00 --keep mine
+  outbox resolve 18ea4ba277c322d7-873e00 --keep merged.txt")]
     Resolve(ResolveArgs),
     /// Try entries again now: clear a backoff, or put conflicts and rejected writes back into the queue
     Retry(NamesArgs),
@@ -208,12 +209,25 @@ pub struct UpstreamArgs {
     /// In queue order per path, or the whole queue in one line
     #[arg(long, env = "OUTBOX_ORDER", value_name = "ORDER", default_value = "path")]
     pub order: OrderArg,
-    /// What becomes of writes that the server refuses for good
-    #[arg(long, env = "OUTBOX_REJECTED", value_name = "WHAT", default_value = "keep")]
-    pub rejected: RejectedArg,
-    /// What becomes of writes that the server refuses for want of credentials
-    #[arg(long, env = "OUTBOX_AUTH", value_name = "WHAT", default_value = "hold")]
-    pub auth: AuthArg,
+    /// What becomes of writes that the server refuses for good [default: keep]
+    #[arg(long, env = "OUTBOX_REJECTED", value_name = "WHAT")]
+    pub rejected: Option<RejectedArg>,
+    /// What becomes of writes that the server refuses for want of credentials [default: hold]
+    #[arg(long, env = "OUTBOX_AUTH", value_name = "WHAT")]
+    pub auth: Option<AuthArg>,
+    /// What becomes of a POST or PATCH when it is not known what the server did with it
+    #[arg(long, env = "OUTBOX_AMBIGUOUS", value_name = "WHAT", default_value = "retry")]
+    pub ambiguous: AmbiguousArg,
+    /// A header that every success must carry; a captive portal's 200 then counts as 'not now'
+    #[arg(long, env = "OUTBOX_EXPECT_HEADER", value_name = "'Name: value'")]
+    pub expect_header: Option<String>,
+    /// Leave out a PUT that a later PUT or DELETE of the same path supersedes
+    #[arg(long, env = "OUTBOX_COALESCE", action = clap::ArgAction::SetTrue,
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub coalesce: bool,
+    /// Behave as the Go original did (docs/original.md)
+    #[arg(long, env = "OUTBOX_PROFILE", value_name = "WHOSE", default_value = "outbox")]
+    pub profile: ProfileArg,
     /// Seconds until a connection must be there
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds)]
     pub connect_timeout: f64,
@@ -240,6 +254,18 @@ pub enum AuthArg {
     Drop,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum AmbiguousArg {
+    Retry,
+    Hold,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ProfileArg {
+    Outbox,
+    Original,
+}
+
 /// A time-out: more than nothing, at most a day.
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
@@ -263,16 +289,32 @@ impl UpstreamArgs {
                 OrderArg::Path => Order::Path,
                 OrderArg::Strict => Order::Strict,
             })
-            .rejected(match self.rejected {
-                RejectedArg::Keep => Refused::Keep,
-                RejectedArg::Drop => Refused::Drop,
+            .ambiguous(match self.ambiguous {
+                AmbiguousArg::Retry => Ambiguous::Retry,
+                AmbiguousArg::Hold => Ambiguous::Hold,
             })
-            .auth(match self.auth {
-                AuthArg::Hold => Refused::Keep,
-                AuthArg::Drop => Refused::Drop,
+            .coalesce(self.coalesce)
+            .profile(match self.profile {
+                ProfileArg::Outbox => Profile::Outbox,
+                ProfileArg::Original => Profile::Original,
             })
             .connect_timeout(Duration::from_secs_f64(self.connect_timeout))
             .idle_timeout(Duration::from_secs_f64(self.idle_timeout));
+        if let Some(what) = self.rejected {
+            builder = builder.rejected(match what {
+                RejectedArg::Keep => Refused::Keep,
+                RejectedArg::Drop => Refused::Drop,
+            });
+        }
+        if let Some(what) = self.auth {
+            builder = builder.auth(match what {
+                AuthArg::Hold => Refused::Keep,
+                AuthArg::Drop => Refused::Drop,
+            });
+        }
+        if let Some(field) = self.expect_header.as_ref().filter(|field| !field.is_empty()) {
+            builder = builder.expect_header(field);
+        }
         if let Some(name) = &self.bearer_env {
             builder = builder.credential(Credential::from_env(name)?);
         }
@@ -343,18 +385,30 @@ pub struct ResolveArgs {
     /// The entry's id, or the conflict's name
     #[arg(value_name = "ID")]
     pub name: String,
-    /// mine: queue it again on top of the server's version; theirs: drop it
-    #[arg(long)]
+    /// mine: queue it again on top of the server's version; theirs: drop it; a file: queue that body, merged
+    /// from both, on top of the server's version (./mine for a file of that name)
+    #[arg(long, value_name = "mine|theirs|FILE", value_parser = keep)]
     pub keep: KeepArg,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone)]
 pub enum KeepArg {
     Mine,
     Theirs,
+    Merged(PathBuf),
+}
+
+fn keep(text: &str) -> Result<KeepArg, String> {
+    match text {
+        "mine" => Ok(KeepArg::Mine),
+        "theirs" => Ok(KeepArg::Theirs),
+        "-" => Ok(KeepArg::Merged("-".into())),
+        file if std::path::Path::new(file).exists() => Ok(KeepArg::Merged(file.into())),
+        _ => Err("it is neither 'mine' nor 'theirs' nor a file that is there".into()),
+    }
 }
 
 #[derive(Debug, Args)]

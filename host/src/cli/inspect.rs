@@ -94,8 +94,9 @@ async fn set_aside(global: &Global, args: &OutputArgs, place: Place, none: &str)
         writeln!(out, "{none}")?;
     }
     if !args.json {
-        for item in &items {
-            text::item(&mut out, item)?;
+        match place {
+            Place::Conflict => text::conflicts(&mut out, items)?,
+            _ => items.iter().try_for_each(|item| text::item(&mut out, item))?,
         }
     }
     Ok(DONE)
@@ -196,6 +197,7 @@ pub async fn resolve(global: &Global, args: ResolveArgs) -> anyhow::Result<u8> {
     let keep = match args.keep {
         KeepArg::Mine => Keep::Mine,
         KeepArg::Theirs => Keep::Theirs,
+        KeepArg::Merged(path) => Keep::Merged(super::send::open(Some(&path), args.json)?),
     };
     let id = outbox.resolve(&args.name, keep).await?;
     let mut out = io::stdout().lock();

@@ -68,8 +68,10 @@ fn log_delivery(d: &Delivery) {
     }
     match d.outcome {
         Outcome::Delivered => line!(info),
-        Outcome::Deferred | Outcome::Held => line!(info),
-        Outcome::Conflict | Outcome::Rejected | Outcome::Dropped | Outcome::Corrupt => line!(warn),
+        Outcome::Deferred | Outcome::Held | Outcome::Superseded => line!(info),
+        Outcome::Conflict | Outcome::Rejected | Outcome::Dropped | Outcome::Corrupt | Outcome::Ambiguous => {
+            line!(warn)
+        }
     }
 }
 

@@ -48,7 +48,7 @@ fn header(text: &str) -> Result<(String, String), Error> {
     }
 }
 
-fn open(path: Option<&Path>, quiet: bool) -> anyhow::Result<Body> {
+pub fn open(path: Option<&Path>, quiet: bool) -> anyhow::Result<Body> {
     let Some(path) = path else { return Ok(Body::empty()) };
     if path.as_os_str() == "-" {
         return Ok(Body::reader(io::stdin()));

@@ -1,6 +1,7 @@
 //! How things are written for people.
 
 use outbox_host::{Delivery, Entry, Item, Outcome, Place, Report};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 /// A size: exact below 1 KiB, three digits above.
@@ -45,7 +46,7 @@ pub fn item(out: &mut impl Write, item: &Item) -> io::Result<()> {
         Place::Corrupt => "corrupt",
     };
     writeln!(out, "{}", item.name)?;
-    let mut line = |name: &str, value: &str| writeln!(out, "  {name:<15} {}", printable(value));
+    let mut line = |name: &str, value: &str| writeln!(out, "  {name:<16} {}", printable(value));
     match &item.since {
         Some(since) => line("place", &format!("{place}, since {since}"))?,
         None => line("place", place)?,
@@ -66,6 +67,9 @@ pub fn item(out: &mut impl Write, item: &Item) -> io::Result<()> {
             if let Some(value) = value {
                 line(name, value)?;
             }
+        }
+        if let Some(version) = &e.rebased {
+            line("put on top of", version)?;
         }
         if e.create {
             line("create", "the resource must not exist yet")?;
@@ -91,10 +95,59 @@ pub fn item(out: &mut impl Write, item: &Item) -> io::Result<()> {
             line("reply body", text)?;
         }
     }
+    if let Some(current) = &item.current {
+        for text in current.body_start.lines().take(20) {
+            line("server's content", text)?;
+        }
+    }
     match &item.validator {
         Some(validator) => line("server has", validator),
         None => Ok(()),
     }
+}
+
+/// Conflicts of one path, newest first. Beside each, the names of earlier ones that are the same write.
+type Clashes = Vec<(Item, Vec<String>)>;
+
+fn by_path(oldest_first: Vec<Item>) -> BTreeMap<String, Clashes> {
+    let key = |item: &Item| {
+        let entry = item.entry.as_ref()?;
+        Some((entry.method.clone(), entry.raw_uri.clone(), entry.body_digest.clone()?))
+    };
+    let mut paths: BTreeMap<String, Clashes> = BTreeMap::new();
+    for item in oldest_first.into_iter().rev() {
+        let uri = item.entry.as_ref().map_or(&item.name, |entry| &entry.raw_uri);
+        let path = uri.split_once('?').map_or(uri.as_str(), |(path, _)| path).to_owned();
+        let clashes = paths.entry(path).or_default();
+        match clashes.iter_mut().find(|(newer, _)| key(&item).is_some() && key(newer) == key(&item)) {
+            Some((_, same)) => same.push(item.name),
+            None => clashes.push((item, Vec::new())),
+        }
+    }
+    paths
+}
+
+/// Conflicts, those of one path together.
+pub fn conflicts(out: &mut impl Write, oldest_first: Vec<Item>) -> io::Result<()> {
+    for (path, clashes) in by_path(oldest_first) {
+        let count: usize = clashes.iter().map(|(_, same)| 1 + same.len()).sum();
+        if count > 1 {
+            writeln!(out, "{}: {count} conflicts, newest first", printable(&path))?;
+        }
+        for (newest, same) in clashes {
+            item(out, &newest)?;
+            if !same.is_empty() {
+                writeln!(
+                    out,
+                    "  {:<16} {} times: also {}",
+                    "the same write",
+                    1 + same.len(),
+                    same.join(", ")
+                )?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A server's text may hold what a terminal takes for commands.
@@ -108,7 +161,7 @@ pub fn delivery(d: &Delivery) -> String {
     let detail = d.detail.as_ref().map(|detail| format!(": {}", printable(detail))).unwrap_or_default();
     let timing =
         if d.outcome == Outcome::Delivered { format!(" in {} ms", d.elapsed_ms) } else { String::new() };
-    format!("{:<9} {}  {} {}{status}{timing}{detail}", d.outcome, d.id, d.method, d.raw_uri)
+    format!("{:<10} {}  {} {}{status}{timing}{detail}", d.outcome, d.id, d.method, d.raw_uri)
 }
 
 /// What a pass did, in a line.
@@ -121,6 +174,9 @@ pub fn report(r: &Report) -> String {
         (r.corrupt, "corrupt"),
         (r.deferred, "deferred"),
         (r.held, "held"),
+        (r.ambiguous, "ambiguous"),
+        (r.superseded, "superseded"),
+        (r.unprotected, "unprotected"),
     ];
     parts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
     parts.push(format!("{} remaining", r.remaining));

@@ -1,0 +1,185 @@
+//! Pending entries in queue order, read some way ahead of what is sent: a delivered edit must find the next one
+//! of its resource before it is removed ([`crate::chain`]). Further ahead than [`WINDOW`], memory and the first
+//! reply's handling would grow with the queue; there, only a crash in the wrong moment lets the chain break,
+//! and what breaks it becomes a conflict, which is kept. The same holds for what waits for its time, where that
+//! is more than twice as much.
+
+use crate::Result;
+use crate::chain::{Link, Resource};
+use crate::id::EntryId;
+use crate::key::{Key, Keys};
+use crate::precondition::Base;
+use crate::queue::{Entry, Queue, Unloadable};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use wasi::clocks::monotonic_clock;
+
+/// Entries that are read ahead at most.
+const WINDOW: usize = 4096;
+
+/// The queue is listed again for what was queued meanwhile when so many times the last listing's cost has
+/// passed: that keeps it under 2 % of a pass however long the queue is.
+const LISTING_SHARE: u64 = 50;
+
+/// Entries queued while a pass runs belong to it for so long, in nanoseconds; later ones to the next, so that
+/// what waits for its time gets its turn.
+const OPEN_FOR: u64 = 30_000_000_000;
+
+/// What was read of an entry.
+pub type Loaded = std::result::Result<Entry, Unloadable>;
+
+/// The pending entries of a pass.
+#[derive(Debug)]
+pub struct Ahead {
+    /// Not yet read.
+    unread: VecDeque<EntryId>,
+    /// Read, not yet taken.
+    read: VecDeque<(EntryId, Option<Unloadable>)>,
+    /// The entries of those, and of those that were put back.
+    entries: BTreeMap<EntryId, Entry>,
+    /// Those with a precondition.
+    chained: BTreeMap<Resource, BTreeSet<EntryId>>,
+    /// Some entry that stays in the queue is in none of these: there were too many.
+    forgotten: bool,
+    newest: Option<EntryId>,
+    opened_at: u64,
+    listed_at: u64,
+    listing_took: u64,
+}
+
+impl Ahead {
+    /// Lists the queue.
+    pub fn list(queue: &Queue) -> Result<Ahead> {
+        let opened_at = monotonic_clock::now();
+        let unread: VecDeque<EntryId> = queue.ids()?.into();
+        let listed_at = monotonic_clock::now();
+        Ok(Ahead {
+            newest: unread.back().copied(),
+            unread,
+            read: VecDeque::new(),
+            entries: BTreeMap::new(),
+            chained: BTreeMap::new(),
+            forgotten: false,
+            opened_at,
+            listed_at,
+            listing_took: listed_at.saturating_sub(opened_at),
+        })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.unread.len() + self.read.len()
+    }
+
+    /// Leaves out an entry that had its turn before the queue was listed.
+    pub fn skip(&mut self, id: EntryId) {
+        self.unread.retain(|unread| *unread != id);
+    }
+
+    /// The next entry in queue order.
+    pub fn next(&mut self, queue: &Queue) -> Option<(EntryId, Loaded)> {
+        if self.read.is_empty() {
+            self.read_one(queue);
+        }
+        let (id, unloadable) = self.read.pop_front()?;
+        match (unloadable, self.take(id)) {
+            (Some(unloadable), _) => Some((id, Err(unloadable))),
+            (None, Some(entry)) => Some((id, Ok(entry))),
+            (None, None) => Some((id, Err(Unloadable::Gone))),
+        }
+    }
+
+    /// Keeps an entry that must wait for another.
+    pub fn put_back(&mut self, entry: Entry) {
+        if entry.base() != Base::Any {
+            let resource = Resource::of(&entry.meta.raw_uri);
+            self.chained.entry(resource).or_default().insert(entry.id);
+        }
+        self.entries.insert(entry.id, entry);
+    }
+
+    /// Keeps an entry that is not to be sent in this pass, as far as there is room: an earlier one may still be
+    /// delivered and hand its version on.
+    pub fn leave(&mut self, entry: Entry) {
+        match self.entries.len() < 2 * WINDOW {
+            true => self.put_back(entry),
+            false => self.forgotten = true,
+        }
+    }
+
+    /// Takes such an entry.
+    pub fn take(&mut self, id: EntryId) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        let resource = Resource::of(&entry.meta.raw_uri);
+        if let Some(ids) = self.chained.get_mut(&resource) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.chained.remove(&resource);
+            }
+        }
+        Some(entry)
+    }
+
+    /// The next edit of the same resource that continues this one. What was queued meanwhile is looked at too;
+    /// how many entries that adds is returned beside.
+    pub fn successor(&mut self, queue: &Queue, of: &Entry) -> (Option<&mut Entry>, u64) {
+        let added = self.refresh(queue);
+        while self.read.len() < WINDOW && self.read_one(queue) {}
+        let link = Link::of(of);
+        let Ahead { chained, entries, .. } = self;
+        let ids = chained.get(&Resource::of(&of.meta.raw_uri)).into_iter().flatten();
+        let next = ids.copied().find(|id| entries.get(id).is_some_and(|entry| link.continues(entry)));
+        (next.and_then(|id| self.entries.get_mut(&id)), added)
+    }
+
+    /// A later entry that makes this PUT superfluous: a PUT or DELETE of the very same path and query that is
+    /// based on no other version, with nothing in between that concerns the resource.
+    pub fn superseder(&mut self, queue: &Queue, of: &Entry) -> (Option<&mut Entry>, u64) {
+        let added = self.refresh(queue);
+        while self.read.len() < WINDOW && self.read_one(queue) {}
+        if self.forgotten {
+            return (None, added);
+        }
+        let link = Link::of(of);
+        let mut keys = Keys::default();
+        keys.insert(Key::of(&of.meta.raw_uri), 0);
+        let mut later = self.entries.range_mut(of.id..).filter(|(id, _)| **id > of.id);
+        let next = later.find(|(_, entry)| keys.related(&Key::of(&entry.meta.raw_uri)));
+        let next = next.map(|(_, entry)| entry).filter(|next| {
+            let whole = matches!(next.meta.method.as_str(), "PUT" | "DELETE");
+            let undone = next.meta.method == "DELETE" && of.base() == Base::Absent;
+            let based = next.base() == Base::Any || link.continues(next);
+            whole && !undone && based && next.meta.raw_uri == of.meta.raw_uri
+        });
+        (next, added)
+    }
+
+    fn read_one(&mut self, queue: &Queue) -> bool {
+        let Some(id) = self.unread.pop_front() else { return false };
+        let unloadable = match queue.load(id) {
+            Ok(entry) => {
+                self.put_back(entry);
+                None
+            }
+            Err(unloadable) => Some(unloadable),
+        };
+        self.read.push_back((id, unloadable));
+        true
+    }
+
+    /// Looks for what was queued meanwhile; how much that is.
+    fn refresh(&mut self, queue: &Queue) -> u64 {
+        let now = monotonic_clock::now();
+        let due = self.listed_at.saturating_add(self.listing_took.saturating_mul(LISTING_SHARE));
+        if now < due || now.saturating_sub(self.opened_at) > OPEN_FOR {
+            return 0;
+        }
+        let before = self.unread.len();
+        // What cannot be listed now is left to the next pass.
+        let listed = queue.ids().unwrap_or_default();
+        self.unread.extend(listed.into_iter().filter(|id| self.newest.is_none_or(|newest| *id > newest)));
+        self.newest = self.unread.back().copied().or(self.newest);
+        self.listed_at = monotonic_clock::now();
+        self.listing_took = self.listed_at.saturating_sub(now);
+        (self.unread.len() - before) as u64
+    }
+}

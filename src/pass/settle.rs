@@ -1,0 +1,599 @@
+//! What is done about a reply, or about none: the table of docs/semantics.md.
+//!
+//! A 412 is first a question. The write may have been applied before, and only the reply was lost: so the server
+//! is asked what it has now, and if that is what we sent, the write is delivered. The content is compared while
+//! it streams and is never stored. A question costs one request, and none of them writes anything.
+
+use super::{Flight, Pass, Task};
+use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Outcome};
+use crate::chain;
+use crate::config::Refused;
+use crate::exchange::{Content, Exchange, Failure, Reply, Request};
+use crate::id::EntryId;
+use crate::outcome::{Verdict, originals, verdict};
+use crate::precondition::Validator;
+use crate::quarantine::{self, Current};
+use crate::queue::{Entry, Unloadable};
+use crate::{Result, backoff, clock, guest, headers};
+use std::time::{Duration, SystemTime};
+use wasi::clocks::monotonic_clock;
+use wasi::random::random::get_random_u64;
+
+/// How often a request may break the connection off before it has to wait like one that is deferred.
+const PATIENCE: u32 = 3;
+
+/// Why a question could not be asked, and what it was about.
+const UNASKED: &str = "412, and whether that was us could not be asked";
+const UNLEARNT: &str = "it was taken, but which version that made could not be asked";
+
+/// What a request is for.
+pub(super) enum Doing {
+    /// The write itself.
+    Writing,
+    /// It was answered with this 412: what is there now?
+    Asking(Reply),
+    /// It was taken with this status, and the next edit needs to know: what is there now?
+    Learning(u16),
+}
+
+impl Doing {
+    fn status(&self) -> Option<u16> {
+        match self {
+            Doing::Writing => None,
+            Doing::Asking(refusal) => Some(refusal.status),
+            Doing::Learning(status) => Some(*status),
+        }
+    }
+}
+
+/// What came of an entry, and whether it stays in the queue.
+pub(super) struct Settled {
+    outcome: Outcome,
+    stays: bool,
+    detail: Option<String>,
+}
+
+impl Settled {
+    pub(super) fn gone(outcome: Outcome, detail: Option<String>) -> Settled {
+        Settled { outcome, stays: false, detail }
+    }
+
+    pub(super) fn stays(outcome: Outcome, detail: impl Into<String>) -> Settled {
+        Settled { outcome, stays: true, detail: Some(detail.into()) }
+    }
+}
+
+/// What follows a reply.
+pub(super) enum Step {
+    /// The entry's turn is over.
+    Done(Settled),
+    /// A question, with what the answer is compared with.
+    Ask(Doing, &'static str, Option<Content>),
+}
+
+impl From<Settled> for Step {
+    fn from(settled: Settled) -> Step {
+        Step::Done(settled)
+    }
+}
+
+impl Pass {
+    /// Acts on the end of an exchange.
+    pub(super) fn settle(&mut self, mut task: Task, result: Result<Reply, Failure>) {
+        let status = task.doing.status().or(result.as_ref().ok().map(|reply| reply.status));
+        self.answered |= result.is_ok();
+        let doing = std::mem::replace(&mut task.doing, Doing::Writing);
+        // A question is asked only when it is known what the server did with the write.
+        task.entry.state.in_flight &= matches!(doing, Doing::Writing);
+        let step = match (doing, result) {
+            (Doing::Writing, Ok(reply)) => self.answer(&task.entry, reply),
+            (Doing::Writing, Err(failure)) => self.failed(&task.entry, failure).into(),
+            (Doing::Asking(refusal), Ok(reply)) => self.explained(&task.entry, &refusal, &reply),
+            (Doing::Asking(_), Err(failure)) => self.failed(&task.entry, failure.after(UNASKED)).into(),
+            (Doing::Learning(status), answer) => {
+                task.entry.state.taken = Some(status);
+                self.learned(&task.entry, answer).into()
+            }
+        };
+        self.follow(task, status, step);
+    }
+
+    /// Does what follows a reply.
+    pub(super) fn follow(&mut self, mut task: Task, status: Option<u16>, step: Step) {
+        match step {
+            Step::Done(settled) => self.close(task, status, settled),
+            Step::Ask(doing, method, compare) => {
+                task.doing = doing;
+                match self.question(&task.entry, method, compare) {
+                    Ok(exchange) => self.flights.push(Flight { task, exchange }),
+                    Err(failure) => self.settle(task, Err(failure)),
+                }
+            }
+        }
+    }
+
+    /// Ends an entry's turn.
+    pub(super) fn close(&mut self, task: Task, status: Option<u16>, settled: Settled) {
+        let Task { entry, turn, started, .. } = task;
+        // In the original, nothing holds back what comes after it.
+        self.schedule.finished(turn, settled.stays && !self.config.original);
+        let elapsed_ms = monotonic_clock::now().saturating_sub(started) / 1_000_000;
+        self.record(entry.id, &entry.meta.method, &entry.meta.raw_uri, status, elapsed_ms, settled);
+    }
+
+    fn question(&self, entry: &Entry, method: &str, compare: Option<Content>) -> Result<Exchange, Failure> {
+        let request = Request {
+            method,
+            raw_uri: &entry.meta.raw_uri,
+            headers: headers::question(entry),
+            body: None,
+            compare,
+        };
+        Exchange::start(&self.upstream, request, self.timeouts())
+    }
+
+    /// The reply to a write.
+    fn answer(&mut self, entry: &Entry, reply: Reply) -> Step {
+        let (id, status, method) = (entry.id, reply.status, entry.meta.method.as_str());
+        let meaning = if self.config.original { originals(status) } else { verdict(method, status) };
+        match meaning {
+            Verdict::Delivered => match self.portal(&reply) {
+                Some(why) => self.backed_off(entry, why, &reply).into(),
+                None => self.taken(entry, &reply),
+            },
+            Verdict::Conflict if self.config.original => match quarantine::as_original(&self.queue, id) {
+                Ok(()) => Settled::gone(Outcome::Conflict, None).into(),
+                Err(error) => Settled::stays(Outcome::Deferred, guest::describe(&error)).into(),
+            },
+            Verdict::Conflict => self.ask(entry, reply),
+            // The original deletes what is refused with 4xx, for want of credentials too.
+            Verdict::Held if self.config.auth == Refused::Drop && status < 500 => self.dropped(entry).into(),
+            Verdict::Held => self.held(entry, status, "").into(),
+            Verdict::Deferred => {
+                let why = match reply.header("location") {
+                    Some(to) if (300..400).contains(&status) => {
+                        format!("the server answered {status} to {to:.200}, and redirects are not followed")
+                    }
+                    _ => format!("the server answered {status}"),
+                };
+                self.backed_off(entry, why, &reply).into()
+            }
+            Verdict::Rejected if self.config.rejected == Refused::Drop => self.dropped(entry).into(),
+            Verdict::Rejected => {
+                let reason = format!("the server refused it with {status}, which retrying does not change");
+                self.pass_on(entry);
+                match quarantine::reject(&self.queue, id, &reply, &reason) {
+                    Ok(()) => Settled::gone(Outcome::Rejected, None).into(),
+                    Err(error) => {
+                        self.deferred(entry, Outcome::Deferred, guest::describe(&error), None).into()
+                    }
+                }
+            }
+        }
+    }
+
+    /// Why a success is not believed, nor that there is nothing: it lacks what the upstream's replies always have.
+    fn portal(&self, reply: &Reply) -> Option<String> {
+        let (name, value) = self.config.expect_header.as_ref()?;
+        if !matches!(reply.status, 200..=299 | 404 | 410) {
+            return None;
+        }
+        let found = reply.header(name).map(str::trim);
+        (found != Some(value)).then(|| {
+            format!("the server answered {} without {name}: {value}; is this a captive portal?", reply.status)
+        })
+    }
+
+    /// The server took a write. What version that made, the next edit needs to know.
+    fn taken(&mut self, entry: &Entry, reply: &Reply) -> Step {
+        let detail = (reply.status >= 400).then(|| "it was not there".to_owned());
+        if self.config.original {
+            return self.remove(entry, Outcome::Delivered, detail).into();
+        }
+        let validator = match entry.meta.method.as_str() {
+            "DELETE" | "MOVE" => Validator::Absent,
+            // The target is as it was.
+            "COPY" => Validator::from_base(&entry.base()),
+            // A reply's validator is about what was PUT (RFC 9110 section 9.3.4) or PATCHed (RFC 5789 section
+            // 2.1); after other methods it may be about something else.
+            "PUT" | "PATCH" => Validator::of(reply),
+            _ => Validator::Unknown,
+        };
+        match validator {
+            Validator::Unknown => self.learn(entry, reply.status, detail),
+            validator => self.delivered(entry, &validator, Some(reply), detail).into(),
+        }
+    }
+
+    /// Asks which version a write has made that the server took, if the next edit needs to know.
+    pub(super) fn learn(&mut self, entry: &Entry, status: u16, detail: Option<String>) -> Step {
+        if !self.is_continued(entry) {
+            return self.delivered(entry, &Validator::Unknown, None, detail).into();
+        }
+        let doing = Doing::Learning(status);
+        if entry.meta.method != "PUT" {
+            return Step::Ask(doing, "HEAD", None);
+        }
+        // Somebody else may have been faster than a HEAD: only the content proves that the version is ours.
+        match self.queue.content(entry) {
+            Ok(content) => Step::Ask(doing, "GET", Some(content)),
+            Err(_) => self.delivered(entry, &Validator::Unknown, None, detail).into(),
+        }
+    }
+
+    /// The answer to what a write has made.
+    fn learned(&mut self, entry: &Entry, answer: Result<Reply, Failure>) -> Settled {
+        let put = entry.meta.method == "PUT";
+        match answer {
+            Ok(reply) if let Some(why) = self.portal(&reply) => {
+                self.backed_off(entry, format!("{UNLEARNT}: {why}"), &reply)
+            }
+            Ok(reply) if reply.same || (!put && (200..300).contains(&reply.status)) => {
+                self.delivered(entry, &Validator::of(&reply), Some(&reply), None)
+            }
+            // Not ours any more, or not as we sent it: the next edit keeps its base, and the server decides.
+            Ok(reply) if put && matches!(reply.status, 200..=299 | 404 | 410) => {
+                let detail = "what the server has now is not what was sent".to_owned();
+                self.remove(entry, Outcome::Delivered, Some(detail))
+            }
+            Ok(Reply { status: 404 | 410, .. }) => self.delivered(entry, &Validator::Absent, None, None),
+            // Asked again later, and nothing is written again: state.json says that it was taken.
+            Ok(reply) => match verdict("GET", reply.status) {
+                Verdict::Held if reply.status != 403 => self.held(entry, reply.status, UNLEARNT),
+                Verdict::Deferred => {
+                    let why = format!("{UNLEARNT}: the server answered {}", reply.status);
+                    self.backed_off(entry, why, &reply)
+                }
+                _ => self.delivered(entry, &Validator::Unknown, None, None),
+            },
+            Err(failure) => self.failed(entry, failure.after(UNLEARNT)),
+        }
+    }
+
+    /// 412: asks what the resource is now, where the answer can tell something.
+    fn ask(&mut self, entry: &Entry, refusal: Reply) -> Step {
+        match entry.meta.method.as_str() {
+            "PUT" => match self.queue.content(entry) {
+                Ok(content) => Step::Ask(Doing::Asking(refusal), "GET", Some(content)),
+                Err(Unloadable::Damaged(reason)) => self.failed(entry, Failure::Damaged(reason)).into(),
+                Err(_) => {
+                    let why = "412, and body.bin cannot be read for the question whether that was us";
+                    self.deferred(entry, Outcome::Deferred, why.into(), None).into()
+                }
+            },
+            "PATCH" | "DELETE" => Step::Ask(Doing::Asking(refusal), "GET", None),
+            _ => self.conflict(entry, &refusal, &Current::Unasked).into(),
+        }
+    }
+
+    /// The answer to what the resource is, after 412.
+    fn explained(&mut self, entry: &Entry, refusal: &Reply, now: &Reply) -> Step {
+        let already = || Some("already-applied: the server has it, and only the reply was lost".to_owned());
+        let status = now.status;
+        if let Some(why) = self.portal(now) {
+            return self.backed_off(entry, format!("{UNASKED}: {why}"), now).into();
+        }
+        match (entry.meta.method.as_str(), status) {
+            ("DELETE", 404 | 410) => self.delivered(entry, &Validator::Absent, None, already()).into(),
+            (_, 404 | 410) => self.conflict(entry, refusal, &Current::Absent(now)).into(),
+            (_, 200..=299) if now.same => {
+                self.delivered(entry, &Validator::of(now), Some(now), already()).into()
+            }
+            (_, 200..=299) => self.conflict(entry, refusal, &Current::Version(now)).into(),
+            _ => match verdict("GET", status) {
+                Verdict::Held if status != 403 => self.held(entry, status, UNASKED).into(),
+                Verdict::Deferred => {
+                    let why = format!("{UNASKED}: the server answered {status}");
+                    self.backed_off(entry, why, now).into()
+                }
+                _ => self.conflict(entry, refusal, &Current::Untold(status)).into(),
+            },
+        }
+    }
+
+    fn conflict(&mut self, entry: &Entry, refusal: &Reply, current: &Current<'_>) -> Settled {
+        self.pass_on(entry);
+        match quarantine::conflict(&self.queue, entry, refusal, current) {
+            Ok(()) => Settled::gone(Outcome::Conflict, None),
+            Err(error) => self.deferred(entry, Outcome::Deferred, guest::describe(&error), None),
+        }
+    }
+
+    /// The write is done. The next edit gets the new version's name before this one is removed.
+    fn delivered(
+        &mut self,
+        entry: &Entry,
+        validator: &Validator,
+        about: Option<&Reply>,
+        mut detail: Option<String>,
+    ) -> Settled {
+        if self.hand_on(entry, validator, about) && *validator == Validator::Unknown {
+            self.report.unprotected += 1;
+            let note =
+                "unprotected: the server names no version, so the next edit goes without a precondition";
+            detail = Some(detail.map_or_else(|| note.into(), |detail| format!("{detail}; {note}")));
+        }
+        if *validator != Validator::Unknown {
+            chain::remember(entry, validator);
+        }
+        self.remove(entry, Outcome::Delivered, detail)
+    }
+
+    fn is_continued(&mut self, entry: &Entry) -> bool {
+        let _ = self.list();
+        let Pass { ahead, queue, report, .. } = self;
+        let Some(ahead) = ahead else { return false };
+        let (next, added) = ahead.successor(queue, entry);
+        let found = next.is_some();
+        report.remaining += added;
+        found
+    }
+
+    /// Gives the next edit of the resource the version that this one made; whether there is one.
+    fn hand_on(&mut self, entry: &Entry, validator: &Validator, about: Option<&Reply>) -> bool {
+        // What cannot be listed now has been seen before, or is remembered by the chain.
+        let _ = self.list();
+        let Pass { ahead, queue, report, .. } = self;
+        let Some(ahead) = ahead else { return false };
+        let (next, added) = ahead.successor(queue, entry);
+        report.remaining += added;
+        let Some(next) = next else { return false };
+        next.state.validator = Some(validator.clone());
+        if let (Validator::LastModified(date), Some(about)) = (validator, about) {
+            let at = clock::parse_http_date(date);
+            if about.header("date").and_then(clock::parse_http_date).is_none_or(|now| Some(now) <= at) {
+                // A date has whole seconds: our own next version must not get the same one.
+                let pause = SystemTime::now() + Duration::from_secs(1);
+                let due = next.state.not_before().map_or(pause, |due| due.max(pause));
+                next.state.not_before = Some(clock::rfc3339_up(due));
+            }
+        }
+        // Known in memory also where it cannot be written; then a crash makes a conflict of it at worst.
+        let _ = queue.save_state_durably(next.id, &next.state);
+        true
+    }
+
+    /// An entry that leaves the queue undelivered leaves the version that it inherited to the next one.
+    fn pass_on(&mut self, entry: &Entry) {
+        if let Some(validator) = entry.state.validator.clone() {
+            self.hand_on(entry, &validator, None);
+        }
+    }
+
+    fn dropped(&mut self, entry: &Entry) -> Settled {
+        self.pass_on(entry);
+        self.remove(entry, Outcome::Dropped, Some("the configuration drops refused writes".into()))
+    }
+
+    fn remove(&mut self, entry: &Entry, outcome: Outcome, detail: Option<String>) -> Settled {
+        let stale = match entry.meta.method.as_str() {
+            "PUT" | "DELETE" => true,
+            "PATCH" => !self.config.original,
+            _ => false,
+        };
+        if outcome == Outcome::Delivered && stale {
+            self.cached.remove(&self.queue, entry.id, &entry.meta.raw_uri);
+        }
+        match self.removals.remove(&self.queue, entry.id) {
+            Ok(()) => Settled::gone(outcome, detail),
+            // It will be sent again, with the same Idempotency-Key; nothing later may overtake it.
+            Err(error) => {
+                Settled::stays(outcome, format!("but it cannot be removed: {}", guest::describe(&error)))
+            }
+        }
+    }
+
+    /// There was no reply, or no request.
+    fn failed(&mut self, entry: &Entry, failure: Failure) -> Settled {
+        match failure {
+            Failure::Unreachable(why) => {
+                self.upstream_away(Health::Down, entry.id);
+                self.deferred(entry, Outcome::Deferred, why, None)
+            }
+            Failure::NoReply(why) if self.is_ambiguous(entry) => {
+                self.upstream_away(Health::Down, entry.id);
+                let mut state = entry.state.clone();
+                state.attempts = state.attempts.saturating_add(1);
+                state.last_error = Some(format!("{why}; {AMBIGUOUS}"));
+                let _ = self.queue.save_state(entry.id, &state);
+                Settled::stays(Outcome::Ambiguous, format!("{why}; {AMBIGUOUS}"))
+            }
+            Failure::NoReply(why) => {
+                self.upstream_away(Health::Down, entry.id);
+                // It may be this request that the server cannot bear: another must get its turn as a probe.
+                let suspect =
+                    entry.state.attempts.checked_sub(PATIENCE - 1).map(|tries| tries.saturating_add(1));
+                let wait = suspect.map(|tries| backoff::entry(tries, get_random_u64() as u32));
+                let sent = entry.state.in_flight;
+                self.noted(entry, Outcome::Deferred, why, wait.map(|wait| SystemTime::now() + wait), sent)
+            }
+            Failure::Damaged(reason) if self.queue.is_gone(entry.id) => {
+                Settled::gone(Outcome::Dropped, Some(format!("it was removed meanwhile ({reason})")))
+            }
+            Failure::Damaged(_) if self.config.original => {
+                match quarantine::as_original(&self.queue, entry.id) {
+                    Ok(()) => Settled::gone(Outcome::Conflict, None),
+                    Err(error) => Settled::stays(Outcome::Deferred, guest::describe(&error)),
+                }
+            }
+            Failure::Damaged(reason) => {
+                self.pass_on(entry);
+                self.set_corrupt(entry.id, &reason)
+            }
+            Failure::Unreadable(why) => Settled::stays(Outcome::Deferred, why),
+        }
+    }
+
+    pub(super) fn set_corrupt(&mut self, id: EntryId, reason: &str) -> Settled {
+        match quarantine::corrupt(&self.queue, id, reason) {
+            Ok(()) => Settled::gone(Outcome::Corrupt, Some(reason.into())),
+            Err(error) => {
+                let why = format!("{reason}; it cannot be set aside: {}", guest::describe(&error));
+                Settled::stays(Outcome::Deferred, why)
+            }
+        }
+    }
+
+    /// The server wants other credentials.
+    fn held(&mut self, entry: &Entry, status: u16, before: &str) -> Settled {
+        self.upstream_away(Health::Auth, entry.id);
+        let separator = if before.is_empty() { "" } else { ": " };
+        let why = format!("{before}{separator}the server answered {status}");
+        self.deferred(entry, Outcome::Held, why, None)
+    }
+
+    /// Not now: after the server's own Retry-After, or else after the entry's backoff.
+    fn backed_off(&mut self, entry: &Entry, why: String, reply: &Reply) -> Settled {
+        let now = SystemTime::now();
+        let wish = reply.header("retry-after").and_then(|value| backoff::retry_after(value, now));
+        let attempts = entry.state.attempts.saturating_add(1);
+        let wait = wish.unwrap_or_else(|| backoff::entry(attempts, get_random_u64() as u32));
+        self.deferred(entry, Outcome::Deferred, why, Some(now + wait))
+    }
+
+    /// Notes an attempt that was in vain.
+    fn deferred(&mut self, entry: &Entry, outcome: Outcome, why: String, due: Option<SystemTime>) -> Settled {
+        self.noted(entry, outcome, why, due, false)
+    }
+
+    /// If that cannot be written, the entry is merely tried sooner.
+    fn noted(
+        &mut self,
+        entry: &Entry,
+        outcome: Outcome,
+        why: String,
+        due: Option<SystemTime>,
+        in_flight: bool,
+    ) -> Settled {
+        if self.config.original {
+            return Settled::stays(outcome, why);
+        }
+        if let Some(due) = due {
+            self.not_due_before(due);
+        }
+        let mut state = entry.state.clone();
+        state.attempts = state.attempts.saturating_add(1);
+        state.not_before = due.map(clock::rfc3339_up);
+        state.last_error = Some(why.clone());
+        state.in_flight = in_flight;
+        match self.queue.save_state(entry.id, &state) {
+            Ok(()) => Settled::stays(outcome, why),
+            Err(error) => Settled::stays(outcome, format!("{why}; not noted: {}", guest::describe(&error))),
+        }
+    }
+
+    fn upstream_away(&mut self, health: Health, id: EntryId) {
+        self.report.upstream = health;
+        if self.config.original {
+            return;
+        }
+        self.stopping = true;
+        // With several in flight, the oldest is the next probe.
+        let probe = self.report.resume.probe.as_deref().and_then(EntryId::parse);
+        self.report.resume.probe = Some(probe.map_or(id, |p| p.min(id)).to_string());
+    }
+
+    pub(super) fn record(
+        &mut self,
+        id: EntryId,
+        method: &str,
+        uri: &str,
+        status: Option<u16>,
+        elapsed_ms: u64,
+        settled: Settled,
+    ) {
+        let report = &mut self.report;
+        let count = match settled.outcome {
+            Outcome::Delivered => &mut report.delivered,
+            Outcome::Conflict => &mut report.conflicts,
+            Outcome::Rejected => &mut report.rejected,
+            Outcome::Dropped => &mut report.dropped,
+            Outcome::Deferred => &mut report.deferred,
+            Outcome::Held => &mut report.held,
+            Outcome::Corrupt => &mut report.corrupt,
+            Outcome::Ambiguous => &mut report.ambiguous,
+            Outcome::Superseded => &mut report.superseded,
+        };
+        *count += 1;
+        if !settled.stays {
+            report.remaining = report.remaining.saturating_sub(1);
+        }
+        self.events.push_back(Event {
+            id: id.to_string(),
+            method: method.into(),
+            raw_uri: uri.into(),
+            outcome: settled.outcome,
+            status,
+            detail: settled.detail,
+            elapsed_ms,
+        });
+    }
+}
+
+/// What is said of a write that may have been applied.
+const AMBIGUOUS: &str = "it may have been applied; 'outbox retry' sends it again, 'outbox drop' removes it";
+
+/// Before a write leaves.
+impl Pass {
+    /// Whether it is not known if this write was applied, and a repeat could apply it twice (RFC 9110 section
+    /// 9.2.2), and somebody wants to be asked.
+    fn is_ambiguous(&self, entry: &Entry) -> bool {
+        self.config.hold_ambiguous
+            && entry.state.in_flight
+            && matches!(entry.meta.method.as_str(), "POST" | "PATCH")
+    }
+
+    /// Whether an entry is not sent again before somebody says so.
+    pub(super) fn is_held(&mut self, entry: &mut Entry) -> bool {
+        if !self.is_ambiguous(entry) {
+            return false;
+        }
+        match &entry.state.last_error {
+            Some(why) if why.ends_with(AMBIGUOUS) => self.report.ambiguous += 1,
+            // It was under way when the process died.
+            _ => {
+                entry.state.attempts = entry.state.attempts.saturating_add(1);
+                entry.state.last_error = Some(AMBIGUOUS.into());
+                let _ = self.queue.save_state(entry.id, &entry.state);
+                let Entry { id, meta, .. } = &*entry;
+                let settled = Settled::stays(Outcome::Ambiguous, AMBIGUOUS);
+                self.record(*id, &meta.method, &meta.raw_uri, None, 0, settled);
+            }
+        }
+        true
+    }
+
+    /// Notes durably that a write leaves, where somebody asks for it.
+    pub(super) fn mark(&self, entry: &mut Entry) -> Result<(), Failure> {
+        let wanted = match entry.meta.method.as_str() {
+            "POST" | "PATCH" => self.config.hold_ambiguous,
+            "PUT" => self.config.coalesce,
+            _ => false,
+        };
+        if wanted && !entry.state.in_flight {
+            entry.state.in_flight = true;
+            self.queue
+                .save_state_durably(entry.id, &entry.state)
+                .map_err(|error| Failure::Unreadable(guest::describe(&error)))?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a PUT out that a later write makes superfluous, unless it may have been sent already. The later one
+    /// keeps this one's base: that is the version which its author had seen.
+    pub(super) fn supersede(&mut self, entry: &Entry) -> Option<Settled> {
+        let fresh = entry.state.attempts == 0 && !entry.state.in_flight;
+        if !self.config.coalesce || entry.meta.method != "PUT" || !fresh {
+            return None;
+        }
+        self.list().ok()?;
+        let Pass { ahead, queue, report, .. } = self;
+        let (next, added) = ahead.as_mut()?.superseder(queue, entry);
+        report.remaining += added;
+        let next = next?;
+        next.state.validator = Some(Validator::from_base(&entry.base()));
+        queue.save_state_durably(next.id, &next.state).ok()?;
+        let detail = format!("{} replaces it", next.id);
+        Some(self.remove(entry, Outcome::Superseded, Some(detail)))
+    }
+}

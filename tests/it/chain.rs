@@ -1,0 +1,453 @@
+//! Several queued edits of one resource: each is put on top of what the one before it made, and on nothing else.
+
+use crate::cli::Cli;
+use crate::kit::{Base, edit_meta, json, open, path, replay, root, send_on, set_aside, tree};
+use crate::resources::{Names, Resources, now};
+use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
+use outbox_host::{Delivery, Outbox, Outcome, Refused};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// A server with a `/doc` that has been there for a while; what names its version for the author of an edit.
+fn doc(names: Names) -> (Resources, Upstream, Base) {
+    let resources = Resources::named(names);
+    let written = now() - 1_000;
+    let etag = resources.write("/doc", "before", written);
+    let base = match names {
+        Names::Strong | Names::WhenRead => Base::Etag(etag),
+        Names::WeakAndDate | Names::Date | Names::Nothing => Base::Date(written),
+    };
+    let server = Upstream::start(resources.script());
+    (resources, server, base)
+}
+
+/// Queues edits of `/doc` on one version.
+async fn edits<const N: usize>(outbox: &Outbox, base: &Base, bodies: [&'static str; N]) -> [String; N] {
+    let mut ids = [const { String::new() }; N];
+    for (id, body) in ids.iter_mut().zip(bodies) {
+        *id = send_on(outbox, base, "PUT", "/doc", body).await;
+    }
+    ids
+}
+
+fn outcomes(deliveries: &[Delivery]) -> Vec<Outcome> {
+    deliveries.iter().map(|delivery| delivery.outcome).collect()
+}
+
+/// The preconditions of all writes so far: the value of whichever of the three there was.
+fn preconditions(server: &Upstream) -> Vec<Option<String>> {
+    let names = ["if-match", "if-none-match", "if-unmodified-since"];
+    let writes = server.seen().into_iter().filter(|seen| !matches!(seen.method.as_str(), "GET" | "HEAD"));
+    writes.map(|seen| names.iter().find_map(|name| seen.header(name).map(Into::into))).collect()
+}
+
+#[tokio::test]
+async fn several_edits_on_one_version_are_delivered_in_one_pass_without_a_conflict() {
+    for base in [None, Some(Base::Nothing), Some(Base::Absent)] {
+        let (root, (resources, server, seen)) = (root(), doc(Names::Strong));
+        let base = base.unwrap_or(seen);
+        if let Base::Absent = base {
+            server.script(Resources::default().script());
+        }
+        let outbox = open(root.path(), &server.url());
+        edits(&outbox, &base, ["one", "two", "three", "four"]).await;
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.delivered, report.unprotected, report.remaining), (4, 0, 0), "{deliveries:?}");
+        assert_eq!(server.lines(), ["PUT /doc"; 4], "a reply that names the version needs no question");
+        let sent = preconditions(&server);
+        match base {
+            Base::Nothing => assert_eq!(sent, [const { None }; 4]),
+            Base::Absent => assert_eq!(sent, ["*", "\"v1\"", "\"v2\"", "\"v3\""].map(|v| Some(v.into()))),
+            _ => {
+                assert_eq!(sent, ["\"v1\"", "\"v2\"", "\"v3\"", "\"v4\""].map(|v| Some(v.into())));
+                assert_eq!(resources.content("/doc").as_deref(), Some("four"));
+            }
+        }
+        assert!(tree(root.path()).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn several_edits_on_one_version_are_delivered_over_passes_and_restarts_without_a_conflict() {
+    for restart in [false, true] {
+        let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+        let mut outbox = open(root.path(), &server.url());
+        let ids = edits(&outbox, &base, ["one", "two", "three"]).await;
+        for (n, id) in ids.iter().enumerate() {
+            // Every second request is put off, so each pass delivers one edit.
+            let (script, turn) = (resources.script(), Mutex::new(0));
+            server.script(move |seen| {
+                let mut turn = turn.lock().unwrap();
+                *turn += 1;
+                if *turn == 2 { 503.into() } else { script(seen) }
+            });
+            let (report, deliveries) = replay(&outbox).await;
+            assert_eq!((report.delivered, report.conflicts), (1, 0), "{deliveries:?}");
+            assert_eq!((deliveries[0].id == *id, deliveries[0].outcome), (true, Outcome::Delivered));
+            if restart {
+                outbox = open(root.path(), &server.url());
+            }
+            if let Some(next) = ids.get(n + 1) {
+                let state = json(&path(root.path(), &format!("{next}/state.json")));
+                assert_eq!(state["validator"]["etag"], format!("\"v{}\"", n + 2));
+                let shown = outbox.get(next).await.unwrap().entry.unwrap();
+                assert_eq!(shown.rebased, Some(format!("\"v{}\"", n + 2)));
+                outbox.retry(next).await.unwrap();
+            }
+        }
+        assert_eq!(resources.content("/doc").as_deref(), Some("three"));
+        assert!(tree(root.path()).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_somebody_else_puts_between_two_edits_is_a_conflict_for_the_later_ones() {
+    for names in [Names::Strong, Names::WhenRead] {
+        let (root, (resources, server, base)) = (root(), doc(names));
+        let outbox = open(root.path(), &server.url());
+        let [first, second, third] = edits(&outbox, &base, ["one", "two", "three"]).await;
+        let is_second = |seen: &Seen| seen.method == "PUT" && seen.header("if-match") == Some("\"v2\"");
+        server.script(resources.script_with_a_rival("/doc", is_second));
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.delivered, report.conflicts, report.remaining), (1, 2, 0), "{deliveries:?}");
+        assert_eq!(deliveries.iter().map(|d| &d.id).collect::<Vec<_>>(), [&first, &second, &third]);
+        assert_eq!(resources.content("/doc").as_deref(), Some("somebody's"));
+        // The third was put on top of the second's base, not on the rival's version.
+        assert_eq!(preconditions(&server), ["\"v1\"", "\"v2\"", "\"v2\""].map(|v| Some(v.into())));
+        let response = json(&set_aside(root.path(), "", &second).join("response.json"));
+        assert_eq!(response["etag"], "\"v3\"");
+    }
+}
+
+#[tokio::test]
+async fn an_edit_whose_author_had_seen_another_version_keeps_its_own_base() {
+    let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+    let outbox = open(root.path(), &server.url());
+    // The second's author has seen what the server will call v3: somebody else's.
+    edits(&outbox, &base, ["one"]).await;
+    let own = send_on(&outbox, &Base::Etag("\"v3\"".into()), "PUT", "/doc", "two").await;
+    let (report, _) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.conflicts), (1, 1));
+    assert_eq!(preconditions(&server), ["\"v1\"", "\"v3\""].map(|v| Some(v.into())));
+    assert_eq!(resources.content("/doc").as_deref(), Some("one"));
+    assert!(set_aside(root.path(), "", &own).exists());
+}
+
+#[tokio::test]
+async fn with_a_date_only_edits_keep_a_second_apart_and_a_later_foreign_version_conflicts() {
+    for (names, rival) in [(Names::Date, false), (Names::WeakAndDate, false), (Names::Date, true)] {
+        let (root, (resources, server, base)) = (root(), doc(names));
+        let outbox = open(root.path(), &server.url());
+        edits(&outbox, &base, ["one", "two"]).await;
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.delivered, report.conflicts, report.remaining), (1, 0, 1), "{deliveries:?}");
+        assert_eq!(server.lines(), ["PUT /doc"], "not within the same second");
+        assert!((1_000..=2_000).contains(&report.next_delay_ms), "{}", report.next_delay_ms);
+        let first = resources.get("/doc").unwrap();
+        tokio::time::sleep(Duration::from_millis(report.next_delay_ms)).await;
+        if rival {
+            resources.write("/doc", "somebody's", now());
+        }
+        let (report, deliveries) = replay(&outbox).await;
+        let expected = if rival { Outcome::Conflict } else { Outcome::Delivered };
+        assert_eq!((outcomes(&deliveries), report.remaining), (vec![expected], 0), "{deliveries:?}");
+        assert_eq!(preconditions(&server)[1], Some(crate::resources::date(first.modified)));
+        let second = resources.get("/doc").unwrap();
+        assert!(second.modified > first.modified);
+        assert_eq!(second.content, if rival { "somebody's" } else { "two" });
+    }
+}
+
+#[tokio::test]
+async fn a_put_whose_reply_names_no_version_is_read_back_and_compared() {
+    let (root, (resources, server, base)) = (root(), doc(Names::WhenRead));
+    let outbox = open(root.path(), &server.url());
+    edits(&outbox, &base, ["one", "two"]).await;
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.unprotected), (2, 0), "{deliveries:?}");
+    // The last one has no successor, so nobody needs to know.
+    assert_eq!(server.lines(), ["PUT /doc", "GET /doc", "PUT /doc"]);
+    assert_eq!(preconditions(&server), ["\"v1\"", "\"v2\""].map(|v| Some(v.into())));
+    assert_eq!(deliveries[0].status, Some(204), "the write's own status");
+    assert_eq!(resources.content("/doc").as_deref(), Some("two"));
+}
+
+#[tokio::test]
+async fn what_is_read_back_and_is_not_ours_is_never_taken_for_ours() {
+    let (root, (resources, server, base)) = (root(), doc(Names::WhenRead));
+    let outbox = open(root.path(), &server.url());
+    let [first, second] = edits(&outbox, &base, ["one", "two"]).await;
+    server.script(resources.script_with_a_rival("/doc", |seen| seen.method == "GET"));
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.conflicts, report.remaining), (1, 1, 0), "{deliveries:?}");
+    assert_eq!((&deliveries[0].id, &deliveries[1].id), (&first, &second));
+    let detail = deliveries[0].detail.as_deref().unwrap();
+    assert!(detail.contains("not what was sent"), "{detail}");
+    assert_eq!(resources.content("/doc").as_deref(), Some("somebody's"));
+}
+
+#[tokio::test]
+async fn after_other_methods_the_new_version_is_asked_for_with_head() {
+    for (method, content) in [("POST", "beforexy"), ("PROPPATCH", "y"), ("PATCH", "y")] {
+        let names = if method == "PATCH" { Names::WhenRead } else { Names::Strong };
+        let (root, (resources, server, base)) = (root(), doc(names));
+        let outbox = open(root.path(), &server.url());
+        send_on(&outbox, &base, method, "/doc", "x").await;
+        let then = if method == "POST" { "PATCH" } else { "PUT" };
+        send_on(&outbox, &base, then, "/doc", "y").await;
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.delivered, report.unprotected), (2, 0), "{method}: {deliveries:?}");
+        let lines = [format!("{method} /doc"), "HEAD /doc".into(), format!("{then} /doc")];
+        assert_eq!(server.lines(), lines);
+        assert_eq!(preconditions(&server), ["\"v1\"", "\"v2\""].map(|v| Some(v.into())), "{method}");
+        assert_eq!(resources.content("/doc").as_deref(), Some(content), "{method}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_nobody_continues_is_not_asked_about() {
+    let (root, (_, server, base)) = (root(), doc(Names::WhenRead));
+    let outbox = open(root.path(), &server.url());
+    edits(&outbox, &base, ["one"]).await;
+    // No precondition, and another resource: neither wants to know.
+    send_on(&outbox, &Base::Nothing, "PUT", "/doc", "two").await;
+    send_on(&outbox, &base, "PUT", "/doc?view=2", "other").await;
+    let (report, _) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.unprotected), (2, 0));
+    assert_eq!(server.lines()[..2], ["PUT /doc", "PUT /doc"]);
+}
+
+#[tokio::test]
+async fn where_the_server_names_no_version_at_all_the_next_edit_goes_without_and_that_is_said() {
+    let (root, (resources, server, base)) = (root(), doc(Names::Nothing));
+    let outbox = open(root.path(), &server.url());
+    edits(&outbox, &base, ["one", "two"]).await;
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.conflicts, report.unprotected), (2, 0, 1), "{deliveries:?}");
+    assert!(deliveries[0].detail.as_deref().unwrap().starts_with("unprotected: "), "{deliveries:?}");
+    assert_eq!(deliveries[1].detail, None);
+    assert_eq!(preconditions(&server)[1], None);
+    assert_eq!(resources.content("/doc").as_deref(), Some("two"));
+}
+
+#[tokio::test]
+async fn after_a_removal_the_next_edit_is_put_where_nothing_is() {
+    for (method, destination) in [("DELETE", None), ("MOVE", Some("/elsewhere"))] {
+        for then in [None, Some(Base::Absent)] {
+            let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+            let outbox = open(root.path(), &server.url());
+            let headers = destination.map(|to| ("Destination".to_owned(), to.to_owned()));
+            let removal = crate::kit::write_on(&base, method, "/doc");
+            let removal = outbox_host::Write { headers: headers.into_iter().collect(), ..removal };
+            outbox.enqueue_write(removal, "".into()).await.unwrap();
+            send_on(&outbox, then.as_ref().unwrap_or(&base), "PUT", "/doc", "anew").await;
+            let (report, deliveries) = replay(&outbox).await;
+            assert_eq!((report.delivered, report.conflicts), (2, 0), "{method}: {deliveries:?}");
+            assert_eq!(preconditions(&server), ["\"v1\"", "*"].map(|v| Some(v.into())), "{method}");
+            assert_eq!(resources.content("/doc").as_deref(), Some("anew"));
+            assert_eq!(resources.content("/elsewhere").is_some(), destination.is_some());
+        }
+    }
+}
+
+/// Delivers the first of three edits and ends the second in some other way; the third must follow the first.
+async fn without_the_second(
+    prepare: impl AsyncFnOnce(&Path, &Outbox, &str),
+    configure: impl FnOnce(outbox_host::Builder) -> outbox_host::Builder,
+) -> Vec<Outcome> {
+    let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+    let outbox = configure(crate::kit::builder(root.path()).upstream(server.url())).open().unwrap();
+    let [_, second, _] = edits(&outbox, &base, ["one", "two", "three"]).await;
+    let refused = second.clone();
+    let script = resources.script();
+    server.script(move |seen| match seen.header("idempotency-key") == Some(&refused) {
+        true => 422.into(),
+        false => script(seen),
+    });
+    prepare(root.path(), &outbox, &second).await;
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.conflicts, report.remaining), (2, 0, 0), "{deliveries:?}");
+    assert_eq!(resources.content("/doc").as_deref(), Some("three"));
+    assert_eq!(preconditions(&server).last().unwrap().as_deref(), Some("\"v2\""));
+    outcomes(&deliveries)
+}
+
+#[tokio::test]
+async fn an_edit_that_leaves_the_queue_undelivered_leaves_its_version_to_the_next_one() {
+    use Outcome::{Corrupt, Delivered, Dropped, Rejected};
+    let nothing = async |_: &Path, _: &Outbox, _: &str| {};
+    assert_eq!(without_the_second(nothing, |b| b).await, [Delivered, Rejected, Delivered]);
+    let drop = |b: outbox_host::Builder| b.rejected(Refused::Drop);
+    assert_eq!(without_the_second(nothing, drop).await, [Delivered, Dropped, Delivered]);
+    let damage = async |root: &Path, _: &Outbox, id: &str| {
+        std::fs::write(path(root, id).join("body.bin"), "TWO").unwrap();
+    };
+    assert_eq!(without_the_second(damage, |b| b).await, [Delivered, Corrupt, Delivered]);
+    let no_meta = async |root: &Path, _: &Outbox, id: &str| {
+        std::fs::write(path(root, id).join("meta.json"), "{").unwrap();
+    };
+    let found = without_the_second(no_meta, |b| b).await;
+    assert!(found.contains(&Corrupt), "{found:?}");
+}
+
+#[tokio::test]
+async fn an_edit_that_the_operator_drops_leaves_its_version_to_the_next_one() {
+    for restart in [false, true] {
+        let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+        let mut outbox = open(root.path(), &server.url());
+        let [_, second, third] = edits(&outbox, &base, ["one", "two", "three"]).await;
+        let (script, put_off) = (resources.script(), second.clone());
+        server.script(move |seen| match seen.header("idempotency-key") == Some(&put_off) {
+            true => 503.into(),
+            false => script(seen),
+        });
+        assert_eq!(replay(&outbox).await.0.delivered, 1);
+        if restart {
+            outbox = open(root.path(), &server.url());
+        }
+        outbox.drop_entry(&second).await.unwrap();
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.delivered, report.conflicts), (1, 0), "{deliveries:?}");
+        assert_eq!((&deliveries[0].id, resources.content("/doc").as_deref()), (&third, Some("three")));
+    }
+}
+
+#[tokio::test]
+async fn an_edit_queued_while_the_one_before_it_is_under_way_inherits_too() {
+    for pause in [Duration::ZERO, Duration::from_millis(200)] {
+        let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+        let (gate, held) = (Gate::new(), Arc::new(Mutex::new(true)));
+        let (waits, first_only) = (gate.clone(), held.clone());
+        let known = resources.clone();
+        server.script(move |_| {
+            let (known, waits, first_only) = (known.clone(), waits.clone(), first_only.clone());
+            Act::decide(move |seen| match std::mem::take(&mut *first_only.lock().unwrap()) {
+                true => Act::ReplyAfter(waits.clone(), known.act(seen, now())),
+                false => known.act(seen, now()).into(),
+            })
+        });
+        let outbox = open(root.path(), &server.url());
+        edits(&outbox, &base, ["one"]).await;
+        let queueing = open(root.path(), &server.url());
+        tokio::join!(
+            async {
+                let (mut delivered, mut conflicts) = (0, 0);
+                while delivered + conflicts < 3 {
+                    let (report, _) = replay(&outbox).await;
+                    (delivered, conflicts) = (delivered + report.delivered, conflicts + report.conflicts);
+                }
+                assert_eq!((delivered, conflicts), (3, 0));
+            },
+            async {
+                server.wait_for(1).await;
+                edits(&queueing, &base, ["two", "three"]).await;
+                tokio::time::sleep(pause).await;
+                gate.open();
+            }
+        );
+        assert_eq!(resources.content("/doc").as_deref(), Some("three"));
+    }
+}
+
+#[tokio::test]
+async fn a_kill_between_the_delivery_and_the_question_about_it_makes_no_conflict() {
+    let (resources, server, base) = doc(Names::WhenRead);
+    let Base::Etag(tag) = base else { unreachable!() };
+    let cli = Cli::new();
+    let ids = ["one", "two"].map(|body| {
+        let args = ["send", "PUT", "/doc", "--base-etag", &tag, "--body", "-"];
+        cli.run_with_stdin(&args, body.as_bytes()).expect(0)
+    });
+    let script = resources.script();
+    server.script(move |seen| if seen.method == "GET" { Act::Stall } else { script(seen) });
+    let daemon = cli.daemon(&server.url(), &[]);
+    server.wait_for(2).await;
+    daemon.signal(rustix::process::Signal::KILL);
+    daemon.end();
+    // It was applied, and it is still in the queue: nobody knows yet.
+    assert_eq!(resources.content("/doc").as_deref(), Some("one"));
+    assert_eq!(cli.json(["list", "--json"]).as_array().unwrap().len(), ids.len());
+    server.script(resources.script());
+    let (code, lines, _) = cli.replay(&server.url(), &[]);
+    assert_eq!((code, lines.len()), (0, 2), "{lines:?}");
+    assert!(lines[0]["detail"].as_str().unwrap().starts_with("already-applied"), "{lines:?}");
+    assert_eq!(resources.content("/doc").as_deref(), Some("two"));
+    assert!(cli.tree().is_empty());
+}
+
+#[tokio::test]
+async fn a_successor_that_is_put_off_or_stuck_inherits_all_the_same() {
+    // The first goes back to its old place, before a second that waits for its time.
+    let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+    let outbox = open(root.path(), &server.url());
+    // Once this one is answered, the next entries are looked at while the first edit is under way.
+    send_on(&outbox, &Base::Nothing, "PUT", "/elsewhere", "x").await;
+    let [first, second] = edits(&outbox, &base, ["one", "two"]).await;
+    let refused = first.clone();
+    let script = resources.script();
+    server.script(move |seen| match seen.header("idempotency-key") == Some(&refused) {
+        true => Act::from(422),
+        false if seen.target == "/doc" => Reply::new(503).header("Retry-After", "3600").into(),
+        false => script(seen),
+    });
+    let (report, _) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.rejected, report.deferred), (1, 1, 1));
+    outbox.retry(&first).await.unwrap();
+    let earlier = send_on(&outbox, &Base::Nothing, "PUT", "/elsewhere", "x").await;
+    // Made the oldest of all.
+    let oldest = format!("0{}", &earlier[1..]);
+    edit_meta(root.path(), &earlier, |meta| meta["id"] = oldest.as_str().into());
+    std::fs::rename(path(root.path(), &earlier), path(root.path(), &oldest)).unwrap();
+    server.script(resources.script());
+    let (report, _) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.remaining), (2, 1));
+    let state = json(&path(root.path(), &format!("{second}/state.json")));
+    assert_eq!(state["validator"]["etag"], resources.get("/doc").unwrap().etag);
+    assert!(state["not_before"].is_string(), "the server's wish stays: {state}");
+    let outbox = open(root.path(), &server.url());
+    outbox.retry(&second).await.unwrap();
+    assert_eq!(replay(&outbox).await.0.delivered, 1);
+}
+
+#[tokio::test]
+async fn a_write_that_was_taken_is_not_sent_again_when_the_question_about_it_fails() {
+    for restart in [false, true] {
+        for method in ["POST", "PATCH", "PROPPATCH", "PUT"] {
+            for answer in [Act::Cut, Act::from(503), Act::from(401)] {
+                let said = format!("{method}, {answer:?}");
+                let names = if method == "PROPPATCH" { Names::Strong } else { Names::WhenRead };
+                let (root, (resources, server, base)) = (root(), doc(names));
+                let script = resources.script();
+                server.script(move |seen| match matches!(seen.method.as_str(), "GET" | "HEAD") {
+                    true => answer.clone(),
+                    false => script(seen),
+                });
+                let hold = |root: &Path| {
+                    let builder = crate::kit::builder(root).upstream(server.url());
+                    builder.ambiguous(outbox_host::Ambiguous::Hold).open().unwrap()
+                };
+                let mut outbox = hold(root.path());
+                // Also where the first has no base of its own.
+                let first_base = if restart { base.clone() } else { Base::Nothing };
+                let first = send_on(&outbox, &first_base, method, "/doc", "x").await;
+                send_on(&outbox, &base, "PUT", "/doc", "y").await;
+                let (report, deliveries) = replay(&outbox).await;
+                assert_eq!((report.delivered, report.remaining), (0, 2), "{said}: {deliveries:?}");
+                let kept = outbox.get(&first).await.unwrap().entry.unwrap();
+                assert!(kept.last_error.as_deref().unwrap().starts_with("it was taken"), "{said}: {kept:?}");
+                if restart {
+                    outbox = hold(root.path());
+                }
+                server.script(resources.script());
+                outbox.retry(&first).await.unwrap();
+                let (report, deliveries) = replay(&outbox).await;
+                assert_eq!((report.delivered, report.conflicts), (2, 0), "{said}: {deliveries:?}");
+                let question = if method == "PUT" { "GET" } else { "HEAD" };
+                let writes = [method, question, question, "PUT"].map(|m| format!("{m} /doc"));
+                assert_eq!(server.lines(), writes, "{said}");
+                assert_eq!(resources.content("/doc").as_deref(), Some("y"));
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What an operator does about conflicts and rejected writes.
+
+use crate::cli::{Cli, parse};
+use crate::kit::{Base, open, replay, root, send_on, tree};
+use crate::resources::{Names, Resources, now};
+use crate::upstream::{Act, Upstream};
+use outbox_host::{Body, Error, Keep, Outbox};
+use std::path::Path;
+
+/// A conflict on `/doc`, which somebody else has changed since, or removed.
+async fn conflict(
+    root: &Path,
+    names: Names,
+    method: &str,
+    removed: bool,
+) -> (Resources, Upstream, Outbox, String) {
+    let resources = Resources::named(names);
+    let base = match names {
+        Names::Date => Base::Date(now() - 1_000),
+        _ => Base::Etag("\"stale\"".into()),
+    };
+    if !removed {
+        resources.write("/doc", "theirs", now() - 500);
+    }
+    let server = Upstream::start(resources.script());
+    let outbox = open(root, &server.url());
+    let id = send_on(&outbox, &base, method, "/doc", if method == "DELETE" { "" } else { "mine" }).await;
+    assert_eq!(replay(&outbox).await.0.conflicts, 1);
+    (resources, server, outbox, id)
+}
+
+#[tokio::test]
+async fn keeping_mine_goes_on_top_of_what_the_conflict_showed_whatever_names_it() {
+    for (names, removed, header, value) in [
+        (Names::Strong, false, "if-match", Some("\"v1\"")),
+        (Names::Date, false, "if-unmodified-since", None),
+        (Names::Strong, true, "if-none-match", Some("*")),
+    ] {
+        let root = root();
+        let (resources, server, outbox, id) = conflict(root.path(), names, "PUT", removed).await;
+        outbox.resolve(&id, Keep::Mine).await.unwrap();
+        assert_eq!(replay(&outbox).await.0.delivered, 1, "{names:?}");
+        let sent = server.seen().pop().unwrap();
+        let sent = sent.header(header).unwrap_or_else(|| panic!("{names:?}: {sent:?}"));
+        assert!(value.is_none_or(|value| sent == value), "{sent}");
+        assert_eq!(resources.content("/doc").as_deref(), Some("mine"));
+        assert!(tree(root.path()).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_version_newer_than_the_one_shown_is_a_new_conflict_also_where_there_was_none() {
+    for removed in [false, true] {
+        let root = root();
+        let (resources, _server, outbox, id) = conflict(root.path(), Names::Strong, "PUT", removed).await;
+        let queued = outbox.resolve(&id, Keep::Mine).await.unwrap().unwrap();
+        resources.write("/doc", "newer", now());
+        let (report, _) = replay(&outbox).await;
+        assert_eq!((report.delivered, report.conflicts), (0, 1));
+        assert_eq!(resources.content("/doc").as_deref(), Some("newer"));
+        outbox.resolve(&queued, Keep::Mine).await.unwrap();
+        assert_eq!(replay(&outbox).await.0.delivered, 1);
+        assert_eq!(resources.content("/doc").as_deref(), Some("mine"));
+    }
+}
+
+#[tokio::test]
+async fn a_merged_body_goes_on_top_of_the_servers_version() {
+    let root = root();
+    let (resources, server, outbox, id) = conflict(root.path(), Names::Strong, "PUT", false).await;
+    let queued = outbox.resolve(&id, Keep::Merged(Body::from("both"))).await.unwrap();
+    assert!(queued.is_some_and(|queued| queued > id));
+    assert_eq!(outbox.count().await.unwrap().conflicts, 0);
+    assert_eq!(replay(&outbox).await.0.delivered, 1);
+    assert_eq!(server.seen().pop().unwrap().header("if-match"), Some("\"v1\""));
+    assert_eq!(resources.content("/doc").as_deref(), Some("both"));
+    // Only a conflict can be merged.
+    let pending = send_on(&outbox, &Base::Nothing, "PUT", "/doc", "x").await;
+    let refused = outbox.resolve(&pending, Keep::Merged(Body::from("both"))).await;
+    assert!(matches!(refused, Err(Error::WrongPlace(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_removal_can_be_put_on_top_too() {
+    let root = root();
+    let (resources, server, outbox, id) = conflict(root.path(), Names::Strong, "DELETE", false).await;
+    outbox.resolve(&id, Keep::Mine).await.unwrap();
+    assert_eq!(replay(&outbox).await.0.delivered, 1);
+    assert_eq!(server.lines().last().map(String::as_str), Some("DELETE /doc"));
+    assert_eq!(resources.content("/doc"), None);
+}
+
+/// A root with conflicts of these writes; their ids.
+fn conflicts(cli: &Cli, writes: &[(&str, &str, &str)]) -> Vec<String> {
+    let resources = Resources::default();
+    for (_, uri, _) in writes {
+        resources.write(uri.split('?').next().unwrap(), "theirs", now());
+    }
+    let server = Upstream::start(resources.script());
+    let mut ids = Vec::new();
+    for (method, uri, body) in writes {
+        let args = ["send", method, uri, "--base-etag", "\"stale\"", "--body", "-", "--json"];
+        let sent = parse(cli.run_with_stdin(&args, body.as_bytes()).expect(0));
+        ids.push(sent["id"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(cli.replay(&server.url(), &[]).0, 4);
+    ids
+}
+
+#[test]
+fn conflicts_of_one_path_are_shown_together_newest_first_and_identical_ones_once() {
+    let cli = Cli::new();
+    let writes = [
+        ("PUT", "/a", "one"),
+        ("PUT", "/b", "x"),
+        ("PUT", "/a", "same"),
+        ("PUT", "/a", "same"),
+        ("DELETE", "/a", ""),
+        ("PUT", "/a", "same"),
+        ("PUT", "/a?v=2", "same"),
+    ];
+    let ids = conflicts(&cli, &writes);
+    let text = cli.ok(["conflicts"]);
+    let at = |n: usize| text.find(&format!("\n{}.conflict-", ids[n])).unwrap_or(usize::MAX);
+    assert!(text.starts_with("/a: 6 conflicts, newest first\n"), "{text}");
+    // Another query is another resource of the same path; the equal ones stand beside the newest of them.
+    assert!(at(6) < at(5) && at(5) < at(4) && at(4) < at(0) && at(0) < at(1) && at(1) < usize::MAX, "{text}");
+    assert_eq!((at(2), at(3)), (usize::MAX, usize::MAX), "{text}");
+    let same = text.lines().find(|line| line.contains("the same write")).unwrap();
+    assert!(same.contains("3 times: also ") && same.contains(&ids[2]) && same.contains(&ids[3]), "{text}");
+    assert_eq!(text.matches("the same write").count(), 1, "{text}");
+    let all = cli.json(["conflicts", "--json"]);
+    assert_eq!(all.as_array().unwrap().len(), 7, "JSON has them all");
+    assert!(!text.contains("/b: "), "one conflict needs no heading: {text}");
+}
+
+#[test]
+fn a_merged_file_is_queued_from_the_command_line() {
+    let cli = Cli::new();
+    let ids = conflicts(&cli, &[("PUT", "/a", "mine")]);
+    let merged = cli.root.path().join("merged.txt");
+    std::fs::write(&merged, "both").unwrap();
+    let queued = cli.json(["resolve", &ids[0], "--keep", merged.to_str().unwrap(), "--json"]);
+    let shown = cli.json(["show", queued["id"].as_str().unwrap(), "--json"]);
+    assert_eq!((&shown["entry"]["base_etag"], &shown["place"]), (&"\"v1\"".into(), &"pending".into()));
+    assert_eq!(cli.ok(["show", queued["id"].as_str().unwrap(), "--body"]), "both");
+    assert_eq!(cli.ok(["conflicts"]), "no conflicts\n");
+    let ran = cli.run(["resolve", &ids[0], "--keep", "no-such-file"]);
+    assert!(ran.code == 2 && ran.stderr.contains("neither 'mine' nor 'theirs'"), "{ran:?}");
+}
+
+#[test]
+fn all_rejected_writes_can_be_tried_again_or_dropped_at_once() {
+    for command in ["retry", "drop"] {
+        let cli = Cli::new();
+        let server = Upstream::start(|_| Act::from(422));
+        let ids = ["/a", "/b", "/c"].map(|uri| cli.send(&["PUT", uri]));
+        assert_eq!(cli.replay(&server.url(), &[]).2["rejected"], 3);
+        assert_eq!(cli.ok([command, "--all"]).lines().count(), ids.len());
+        assert_eq!(cli.ok(["rejected"]), "nothing was rejected\n");
+        server.script(|_| 204);
+        let delivered = cli.replay(&server.url(), &[]).2["delivered"].clone();
+        assert_eq!(delivered, if command == "retry" { 3 } else { 0 });
+    }
+}
