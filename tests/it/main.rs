@@ -40,6 +40,7 @@ mod resolve;
 mod resources;
 mod rng;
 mod sandbox;
+mod simulation;
 mod smoke;
 mod stock;
 mod traps;

@@ -1,0 +1,486 @@
+//! What a process does in one call, and what it then knows.
+
+use crate::bindings::exports::zddc::outbox::queue::{Finding, Keep};
+use crate::bindings::exports::zddc::outbox::replayer::{Options, Outcome, Resume as WitResume};
+use crate::bindings::zddc::outbox::types::{Entry, Error, Request};
+use crate::guest::Process;
+use crate::ledger::{Act, Attempt, Base, Deed, MARK, Told};
+use crate::plan::{BaseWish, Does, Setting, Stream, Write, path_of};
+use crate::time::Clock;
+use crate::view::{self, Found, Place};
+use crate::world::{Shared, World};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use wasmtime_wasi::async_trait;
+use wasmtime_wasi::p2::{DynInputStream, InputStream, Pollable, StreamError};
+
+/// A delivery is durable after a second, and here is another for the pass to come by, in nanoseconds.
+const SETTLED: u64 = 2_000_000_000;
+
+/// What a pass said, for the next one.
+#[derive(Debug, Clone)]
+pub struct Resume {
+    /// As it is handed on.
+    pub wit: WitResume,
+    /// When to come again.
+    pub next_delay_ms: u64,
+}
+
+/// The circumstances of a call.
+pub struct Errand {
+    /// The world.
+    pub world: Shared,
+    /// What the last pass said.
+    pub resume: Option<Resume>,
+    /// Nobody else is at it.
+    pub alone: bool,
+    /// How everything is set up.
+    pub setting: Setting,
+}
+
+impl Errand {
+    /// Makes a call and notes its result. An error is a trap.
+    pub async fn perform(&self, process: &mut Process, does: &Does) -> wasmtime::Result<Option<Resume>> {
+        let number = process.number;
+        self.world.lock().say(|| format!("[{number}] {does:?}"));
+        let result = match does {
+            Does::Enqueue(write) => self.enqueue(process, write).await?,
+            Does::Replay { wake, resume, budget_ms } => {
+                return self.replay(process, *wake, *resume, *budget_ms).await;
+            }
+            Does::Pending => self.pending(process).await?,
+            Does::Verify => self.verify(process).await?,
+            Does::Count => {
+                let Process { store, exports, .. } = process;
+                exports.zddc_outbox_queue().call_count(store).await?.map(|_| ())
+            }
+            Does::Quarantined => {
+                let Process { store, exports, .. } = process;
+                exports.zddc_outbox_queue().call_quarantined(store).await?.map(|_| ())
+            }
+            Does::Get(pick) => match self.pick(*pick, |_| true) {
+                Some(entry) => {
+                    let Process { store, exports, .. } = process;
+                    let item = exports.zddc_outbox_queue().call_get(store, &entry.name).await?;
+                    return self.note(number, item.map(|_| ()), does);
+                }
+                None => return Ok(None),
+            },
+            Does::ReadBody(pick) => self.read_body(process, *pick).await?,
+            Does::Resolve(pick, mine) => self.resolve(process, *pick, *mine).await?,
+            Does::Retry(pick) => self.operate(process, *pick, Act::Retry).await?,
+            Does::Drop(pick) => self.operate(process, *pick, Act::Drop).await?,
+        };
+        self.note(number, result, does)
+    }
+
+    /// Says how a call ended, and objects to an error that nothing explains.
+    fn note(
+        &self,
+        number: usize,
+        result: Result<(), Error>,
+        does: &Does,
+    ) -> wasmtime::Result<Option<Resume>> {
+        let mut world = self.world.lock();
+        world.say(|| format!("[{number}] = {result:?}"));
+        let Err(error) = result else { return Ok(None) };
+        let broken = matches!(does, Does::Enqueue(Write { stream: Some(s), .. }) if s.breaks_at.is_some());
+        let acceptable = match error {
+            // A descriptor that was open when some sync failed learns of it later.
+            Error::NoSpace => world.faulted,
+            // A write takes an hour by the wall clock when that is set meanwhile, and may be swept away.
+            Error::Io(_) if world.jumped && matches!(does, Does::Enqueue(_)) => true,
+            Error::Io(_) => world.faulted || world.failed_syncs > 0,
+            Error::BodyFailed(_) => broken,
+            Error::QueueFull(_) => self.full(&world),
+            // What is picked may be damaged, or have gone meanwhile, or have no validator.
+            Error::NoSuchEntry(_) | Error::WrongPlace(_) | Error::NoValidator(_) => true,
+            _ => false,
+        };
+        let picked = matches!(
+            does,
+            Does::Get(_) | Does::ReadBody(_) | Does::Resolve(..) | Does::Retry(_) | Does::Drop(_)
+        );
+        // One that is picked may go at any moment when somebody else is at it, and may be damaged.
+        let moving = picked && (!self.alone || !world.ledger.planted.is_empty());
+        if !acceptable && !moving {
+            world.ledger.wrong("a call succeeds where nothing fails", format!("{does:?}: {error:?}"));
+        }
+        Ok(None)
+    }
+
+    /// Whether a limit may have been reached: it is where nobody else was at it.
+    fn full(&self, world: &World) -> bool {
+        let Some(max) = self.setting.max_entries else { return false };
+        let pending = view::entries(&world.tree).iter().filter(|e| e.place == Place::Pending).count();
+        !self.alone || world.faulted || pending as u64 >= max
+    }
+
+    async fn enqueue(&self, process: &mut Process, write: &Write) -> wasmtime::Result<Result<(), Error>> {
+        let (request, body, number, newest) = prepare(&mut self.world.lock(), write);
+        let Process { store, exports, .. } = process;
+        let queue = exports.zddc_outbox_queue();
+        let result = match &write.stream {
+            None => queue.call_enqueue_bytes(&mut *store, &request, &body).await?,
+            Some(stream) => {
+                let clock = self.world.lock().clock.clone();
+                let stream: DynInputStream = Box::new(BodyStream::new(clock, body, stream));
+                let stream = store.data_mut().table.push(stream)?;
+                queue.call_enqueue(&mut *store, &request, stream).await?
+            }
+        };
+        let mut world = self.world.lock();
+        if let Ok(id) = &result {
+            let event = world.event();
+            world.say(|| format!("        attempt {number} is acknowledged as {id}"));
+            world.ledger.attempts[number].acknowledged.push((id.clone(), event));
+            let still = |newest: &String| view::entries(&world.tree).iter().any(|e| e.name == *newest);
+            if newest.as_ref().is_some_and(|newest| newest >= id && still(newest)) {
+                let text = format!("{id} was given out while {newest:?} was there");
+                world.ledger.wrong("a new id is greater than every id already there", text);
+            }
+            let pending =
+                view::entries(&world.tree).iter().filter(|e| e.place == Place::Pending).count() as u64;
+            let taken_in = pending.saturating_sub(world.ledger.put_back());
+            if self.alone && self.setting.max_entries.is_some_and(|max| taken_in > max) {
+                let text = format!("{pending} entries are pending, {:?} may be", self.setting.max_entries);
+                world.ledger.wrong("a limit is kept", text);
+            }
+            if write.stream.as_ref().is_some_and(|s| s.breaks_at.is_some()) {
+                let text = format!("attempt {number}, whose body broke off, is acknowledged as {id}");
+                world.ledger.wrong("only what was queued reaches the server", text);
+            }
+        }
+        Ok(result.map(|_| ()))
+    }
+
+    async fn replay(
+        &self,
+        process: &mut Process,
+        wake: bool,
+        resume: bool,
+        budget_ms: Option<u64>,
+    ) -> wasmtime::Result<Option<Resume>> {
+        let number = process.number;
+        let (begun, told_before, failed_before) = {
+            let mut world = self.world.lock();
+            (world.event(), world.ledger.told.len(), world.failed_syncs)
+        };
+        let resume = self.resume.as_ref().filter(|_| resume).map(|resume| resume.wit.clone());
+        let options = Options { wake, resume, budget_ms };
+        let Process { store, exports, .. } = process;
+        let passes = exports.zddc_outbox_replayer().pass();
+        let pass = match passes.call_start(&mut *store, &options).await? {
+            Ok(pass) => pass,
+            Err(error) => return self.failed_pass(number, &error),
+        };
+        let ended = loop {
+            match passes.call_next(&mut *store, pass).await? {
+                Ok(Some(event)) => {
+                    let mut world = self.world.lock();
+                    world.say(|| {
+                        let detail = event.detail.as_deref().unwrap_or_default();
+                        format!("[{number}] {} {:?} {:?} {detail}", event.id, event.outcome, event.status)
+                    });
+                    let at = world.event();
+                    let clean = !world.faulted && world.failed_syncs == failed_before;
+                    // Removals are synced once a second, what is set aside at once.
+                    let now = world.clock.now();
+                    let aside = matches!(event.outcome, Outcome::Conflict | Outcome::Rejected);
+                    let (id, outcome) = (event.id, event.outcome);
+                    world.ledger.told.push(Told {
+                        at,
+                        id,
+                        outcome,
+                        time: now,
+                        process: number,
+                        sealed: None,
+                    });
+                    for told in world.ledger.told[told_before..].iter_mut().filter(|t| t.process == number) {
+                        let settled = now > told.time + SETTLED || (told.at == at && aside);
+                        if clean && settled && told.sealed.is_none() {
+                            told.sealed = Some(at);
+                        }
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let report = passes.call_report(&mut *store, pass).await?;
+        pass.resource_drop_async(&mut *store).await?;
+        {
+            let mut world = self.world.lock();
+            let event = world.event();
+            world.ledger.passes.push((number, begun, event));
+        }
+        if let Err(error) = ended {
+            return self.failed_pass(number, &error);
+        }
+        let mut world = self.world.lock();
+        world.say(|| format!("[{number}] = {report:?}"));
+        let event = world.event();
+        let clean = !world.faulted && world.failed_syncs == failed_before;
+        for told in world.ledger.told[told_before..].iter_mut().filter(|t| t.process == number) {
+            told.sealed = told.sealed.or(clean.then_some(event));
+        }
+        Ok(Some(Resume { wit: report.resume, next_delay_ms: report.next_delay_ms }))
+    }
+
+    fn failed_pass(&self, number: usize, error: &Error) -> wasmtime::Result<Option<Resume>> {
+        let mut world = self.world.lock();
+        world.say(|| format!("[{number}] = {error:?}"));
+        let kept_apart = self.setting.lease && matches!(error, Error::AnotherReplays(_));
+        let explained =
+            kept_apart || world.faulted || (world.failed_syncs > 0 && matches!(error, Error::Io(_)));
+        if !explained {
+            world.ledger.wrong("a call succeeds where nothing fails", format!("a pass: {error:?}"));
+        }
+        Ok(None)
+    }
+
+    async fn pending(&self, process: &mut Process) -> wasmtime::Result<Result<(), Error>> {
+        let Process { store, exports, .. } = process;
+        let listed = exports.zddc_outbox_queue().call_pending(store, None, 1000).await?;
+        let mut world = self.world.lock();
+        for entry in listed.iter().flatten() {
+            if let Some(problem) = mismatch(&world, entry, self.alone) {
+                world.ledger.wrong("what is shown is what was queued", format!("{}: {problem}", entry.id));
+            }
+        }
+        Ok(listed.map(|_| ()))
+    }
+
+    async fn verify(&self, process: &mut Process) -> wasmtime::Result<Result<(), Error>> {
+        let Process { store, exports, .. } = process;
+        let findings = exports.zddc_outbox_queue().call_verify(store).await?;
+        let mut world = self.world.lock();
+        if !world.faulted {
+            let explained = |finding: &Finding| {
+                let ledger = &world.ledger;
+                let planted = ledger.planted.keys().any(|id| finding.name.contains(id.as_str()));
+                // What a crash or a failure has left there is swept in the end.
+                let swept = ledger.finale == 0 && finding.name.starts_with(".staging/");
+                planted || swept || ledger.foreign.contains(&finding.name)
+            };
+            let found: Vec<_> = findings.iter().flatten().filter(|f| !explained(f)).cloned().collect();
+            for finding in found {
+                world.ledger.wrong("verify finds nothing that was not planted", format!("{finding:?}"));
+            }
+        }
+        Ok(findings.map(|_| ()))
+    }
+
+    async fn read_body(&self, process: &mut Process, pick: u64) -> wasmtime::Result<Result<(), Error>> {
+        let Some(entry) = self.pick(pick, |_| true) else { return Ok(Ok(())) };
+        let Process { store, exports, .. } = process;
+        let stream = match exports.zddc_outbox_queue().call_read_body(&mut *store, &entry.name).await? {
+            Ok(stream) => stream,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut stream = store.data_mut().table.delete(stream)?;
+        let mut body = Vec::new();
+        // Damage may have put something unreadable there.
+        while let Ok(chunk) = stream.read(64 * 1024) {
+            body.extend_from_slice(&chunk);
+        }
+        let mut world = self.world.lock();
+        let expected = view::mark(&world.tree, &entry).and_then(|mark| world.ledger.attempts.get(mark));
+        let differs = expected.is_some_and(|attempt| *attempt.body != body);
+        if differs && !world.ledger.planted.contains_key(&entry.id) {
+            world.ledger.wrong("what is shown is what was queued", format!("the body of {}", entry.name));
+        }
+        Ok(Ok(()))
+    }
+
+    async fn resolve(
+        &self,
+        process: &mut Process,
+        pick: u64,
+        mine: bool,
+    ) -> wasmtime::Result<Result<(), Error>> {
+        let Some(entry) = self.pick(pick, |entry| entry.place == Place::Conflict) else { return Ok(Ok(())) };
+        let (deed, mark) = {
+            let mut world = self.world.lock();
+            let mark = view::mark(&world.tree, &entry);
+            if let (true, Some(mark)) = (mine, mark) {
+                world.ledger.attempts[mark].resolved_mine += 1;
+            }
+            (begin(&mut world, if mine { Act::Mine } else { Act::Theirs }, &entry), mark)
+        };
+        let Process { store, exports, .. } = process;
+        let keep = if mine { Keep::Mine } else { Keep::Theirs };
+        let result = exports.zddc_outbox_queue().call_resolve(store, &entry.name, keep).await?;
+        let mut world = self.world.lock();
+        if let Ok(new) = &result {
+            let event = world.event();
+            world.ledger.deeds[deed].done = Some(event);
+            if let (Some(new), Some(mark)) = (new, mark) {
+                world.say(|| format!("        attempt {mark} is acknowledged again as {new}"));
+                world.ledger.attempts[mark].acknowledged.push((new.clone(), event));
+            }
+        }
+        Ok(result.map(|_| ()))
+    }
+
+    async fn operate(
+        &self,
+        process: &mut Process,
+        pick: u64,
+        act: Act,
+    ) -> wasmtime::Result<Result<(), Error>> {
+        let Some(entry) = self.pick(pick, |_| true) else { return Ok(Ok(())) };
+        let deed = begin(&mut self.world.lock(), act, &entry);
+        let Process { store, exports, .. } = process;
+        let queue = exports.zddc_outbox_queue();
+        let result = match act {
+            Act::Retry => queue.call_retry(store, &entry.name).await?,
+            _ => queue.call_drop(store, &entry.name).await?,
+        };
+        let mut world = self.world.lock();
+        if result.is_ok() {
+            let event = world.event();
+            world.ledger.deeds[deed].done = Some(event);
+        }
+        Ok(result)
+    }
+
+    fn pick(&self, pick: u64, wanted: impl Fn(&Found) -> bool) -> Option<Found> {
+        let entries: Vec<_> = view::entries(&self.world.lock().tree).into_iter().filter(wanted).collect();
+        let index = pick.checked_rem(entries.len() as u64)?;
+        entries.into_iter().nth(index as usize)
+    }
+}
+
+fn begin(world: &mut World, act: Act, entry: &Found) -> usize {
+    let begun = world.event();
+    world.say(|| format!("        {act:?} {}", entry.name));
+    world.ledger.deeds.push(Deed { act, id: entry.id.clone(), begun, done: None });
+    world.ledger.deeds.len() - 1
+}
+
+/// What is wrong with an entry as it is shown.
+fn mismatch(world: &World, entry: &Entry, alone: bool) -> Option<String> {
+    if world.ledger.planted.contains_key(&entry.id) {
+        return None;
+    }
+    let mark = entry.headers.iter().find(|(name, _)| name == MARK);
+    let attempt = mark.and_then(|(_, mark)| world.ledger.attempts.get(mark.parse::<usize>().ok()?));
+    let Some(attempt) = attempt else { return Some("nobody queued it".into()) };
+    let len = attempt.body.len() as u64;
+    // It may have been delivered, or its file may have failed, while it was being listed.
+    let unknown = entry.body_len.is_none() && (!alone || world.faulted);
+    let same = attempt.method == entry.method && attempt.uri == entry.raw_uri;
+    (!same || !(unknown || entry.body_len == Some(len)))
+        .then(|| format!("{entry:?} where {} {} {len} bytes were queued", attempt.method, attempt.uri))
+}
+
+/// A write as the WIT has it, its body, its number, and the greatest id that is pending and acknowledged.
+fn prepare(world: &mut World, write: &Write) -> (Request, Arc<Vec<u8>>, usize, Option<String>) {
+    let number = world.ledger.attempts.len();
+    let body = Arc::new(world.rng.bytes(write.len));
+    let version = world.peer.resources.get(path_of(write.uri)).cloned();
+    let base = match (write.base, version) {
+        (BaseWish::None, _) => Base::None,
+        (BaseWish::Create, _) | (BaseWish::Current, None) => Base::Create,
+        (BaseWish::Stale, _) => Base::Etag("\"stale\"".into()),
+        (BaseWish::Current, Some(version)) => {
+            let strong = version.etag.filter(|tag| !tag.starts_with("W/"));
+            match (strong, version.modified) {
+                (Some(tag), _) => Base::Etag(tag),
+                (None, Some(at)) => {
+                    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
+                    Base::Time(humantime::format_rfc3339_seconds(at).to_string(), httpdate::fmt_http_date(at))
+                }
+                (None, None) => Base::None,
+            }
+        }
+    };
+    let request = Request {
+        method: write.method.into(),
+        uri: write.uri.into(),
+        content_type: number.is_multiple_of(2).then(|| "text/plain".into()),
+        headers: vec![(MARK.into(), number.to_string())],
+        base_mod_time: match &base {
+            Base::Time(text, _) => Some(text.clone()),
+            _ => None,
+        },
+        base_etag: match &base {
+            Base::Etag(tag) => Some(tag.clone()),
+            _ => None,
+        },
+        create: base == Base::Create,
+    };
+    let begun = world.event();
+    world.ledger.attempts.push(Attempt {
+        number,
+        method: write.method.into(),
+        uri: write.uri.into(),
+        body: body.clone(),
+        base,
+        begun,
+        acknowledged: Vec::new(),
+        resolved_mine: 0,
+    });
+    world.say(|| format!("        attempt {number}"));
+    let attempts = &world.ledger.attempts;
+    let known = |id: &String| attempts.iter().any(|a| a.acknowledged.iter().any(|(other, _)| other == id));
+    let entries = view::entries(&world.tree);
+    let pending = entries.into_iter().filter(|e| e.place == Place::Pending);
+    let newest = pending.map(|e| e.id).filter(known).max();
+    (request, body, number, newest)
+}
+
+/// A body on its way in.
+struct BodyStream {
+    clock: Clock,
+    body: Arc<Vec<u8>>,
+    offset: usize,
+    piece: usize,
+    pause: Duration,
+    breaks_at: Option<usize>,
+    /// The next piece is there.
+    ready: bool,
+}
+
+impl BodyStream {
+    fn new(clock: Clock, body: Arc<Vec<u8>>, stream: &Stream) -> BodyStream {
+        let pause = Duration::from_millis(stream.pause_ms);
+        let ready = pause.is_zero();
+        // A slow body comes in not too many pieces.
+        let piece = if ready { stream.piece.max(64) } else { stream.piece.max(body.len() / 20 + 1) };
+        let breaks_at = stream.breaks_at.map(|at| at.min(body.len()));
+        BodyStream { clock, body, offset: 0, piece, pause, breaks_at, ready }
+    }
+}
+
+#[async_trait]
+impl Pollable for BodyStream {
+    async fn ready(&mut self) {
+        if !self.ready {
+            self.clock.sleep(self.pause).await;
+            self.ready = true;
+        }
+    }
+}
+
+impl InputStream for BodyStream {
+    fn read(&mut self, size: usize) -> Result<Bytes, StreamError> {
+        if !self.ready {
+            return Ok(Bytes::new());
+        }
+        let end = self.breaks_at.unwrap_or(self.body.len());
+        let take = size.min(self.piece).min(end - self.offset);
+        if take == 0 {
+            return Err(match self.breaks_at {
+                Some(_) => StreamError::LastOperationFailed(wasmtime::format_err!("the caller went away")),
+                None => StreamError::Closed,
+            });
+        }
+        let chunk = Bytes::copy_from_slice(&self.body[self.offset..self.offset + take]);
+        self.offset += take;
+        self.ready = self.pause.is_zero();
+        Ok(chunk)
+    }
+}

@@ -1,0 +1,396 @@
+//! What must hold after every run, from the server's record, from what the clients were told and from the tree.
+//! One function a property; [`PROPERTIES`] lists them. Those that can only be seen while something happens
+//! (what a listing shows, that a call succeeds) are noted on the spot, in `act.rs`, `peer.rs` and `run.rs`.
+
+use crate::ledger::{Act, Attempt, Base};
+use crate::peer::{AUTHORITY, Seen};
+use crate::plan::{Plan, Step, What};
+use crate::view::{self, Found, Place};
+use crate::world::World;
+use std::collections::{BTreeMap, BTreeSet};
+
+type Judge = fn(&Facts<'_>, &mut Vec<String>);
+
+/// What must hold.
+const PROPERTIES: [(&str, Judge); 15] = [
+    ("an acknowledged write ends in one named place", ends),
+    ("a write is there once", once),
+    ("corrupt is only what was damaged", corrupt),
+    ("what was set aside is kept with the reason", reasons),
+    ("what was set aside was refused", refused),
+    ("a lost reply never becomes a conflict", lost_replies),
+    ("writes to one resource arrive in order", order),
+    ("what is done with is not sent again", repeats),
+    ("an answer is heeded", heeded),
+    ("an entry is sent once at a time", one_at_a_time),
+    ("an outage costs one request a pass", outage),
+    ("what was dropped is not sent", dropped),
+    ("a request names its entry", names),
+    ("a request carries its precondition", preconditions),
+    ("nothing is sent elsewhere", elsewhere),
+];
+
+/// What a run left behind.
+struct Facts<'a> {
+    world: &'a World,
+    plan: &'a Plan,
+    /// Entries on disk.
+    found: Vec<Found>,
+    /// Writes that the server saw, by their key.
+    writes: BTreeMap<&'a str, Vec<&'a Seen>>,
+}
+
+impl Facts<'_> {
+    fn of(&self, id: &str) -> &[&Seen] {
+        self.writes.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    fn on_disk(&self, id: &str) -> impl Iterator<Item = &Found> {
+        self.found.iter().filter(move |entry| entry.id == id)
+    }
+
+    /// The server has it, and said so, or is known to have it.
+    fn delivered(&self, id: &str) -> bool {
+        self.of(id).iter().any(|seen| seen.applied.is_some() || (seen.answered.is_some() && success(seen)))
+            || self.found_gone(id)
+    }
+
+    /// A DELETE was refused with 412, and a question told that the resource is not there.
+    fn found_gone(&self, id: &str) -> bool {
+        self.of(id).iter().any(|seen| {
+            let asked = |question: &&Seen| {
+                question.at > seen.at
+                    && question.uri == seen.uri
+                    && question.answered.is_some()
+                    && matches!(question.status, Some(404 | 410))
+            };
+            seen.method == "DELETE"
+                && seen.status == Some(412)
+                && self.world.peer.seen.iter().filter(|seen| !seen.is_write()).any(|q| asked(&q))
+        })
+    }
+
+    /// When an entry's way may have ended: the first event that says so.
+    fn ended(&self, id: &str) -> Option<u64> {
+        let answers = self.of(id).iter().filter(|seen| is_final(seen)).filter_map(|seen| seen.answered);
+        let ledger = &self.world.ledger;
+        let deeds = ledger.deeds.iter().filter(|deed| deed.id == id).map(|deed| deed.begun);
+        answers.chain(deeds).chain(ledger.planted.get(id).copied()).min()
+    }
+
+    fn acknowledged(&self) -> impl Iterator<Item = (&Attempt, &str, u64)> {
+        self.world
+            .ledger
+            .attempts
+            .iter()
+            .flat_map(|attempt| attempt.acknowledged.iter().map(move |(id, at)| (attempt, id.as_str(), *at)))
+    }
+}
+
+fn success(seen: &Seen) -> bool {
+    match seen.status {
+        Some(200..=299) => true,
+        Some(404 | 410) => seen.method == "DELETE",
+        _ => false,
+    }
+}
+
+/// Whether a reply ends an entry's way, one way or the other.
+fn is_final(seen: &Seen) -> bool {
+    match seen.status {
+        Some(401 | 403 | 407 | 408 | 423 | 425 | 429) => false,
+        Some(status) => (200..300).contains(&status) || (400..500).contains(&status),
+        None => false,
+    }
+}
+
+/// Judges a run: the properties that do not hold.
+pub fn judge(world: &World, plan: &Plan) -> Vec<(&'static str, String)> {
+    let mut writes: BTreeMap<&str, Vec<&Seen>> = BTreeMap::new();
+    for seen in world.peer.seen.iter().filter(|seen| seen.is_write()) {
+        writes.entry(seen.key.as_deref().unwrap_or_default()).or_default().push(seen);
+    }
+    let facts = Facts { world, plan, found: view::entries(&world.tree), writes };
+    let mut wrong = Vec::new();
+    for (property, judge) in PROPERTIES {
+        let mut details = Vec::new();
+        judge(&facts, &mut details);
+        wrong.extend(details.into_iter().map(|detail| (property, detail)));
+    }
+    wrong
+}
+
+fn ends(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    for (attempt, id, _) in facts.acknowledged() {
+        let deed = |acts: &[Act]| {
+            facts.world.ledger.deeds.iter().any(|deed| deed.id == id && acts.contains(&deed.act))
+        };
+        let elsewhere = || {
+            let mark = Some(attempt.number);
+            let stored = facts.found.iter().any(|entry| view::mark(&facts.world.tree, entry) == mark);
+            let sent = facts
+                .writes
+                .values()
+                .flatten()
+                .any(|seen| seen.mark == mark && seen.key.as_deref() != Some(id));
+            let dropped = attempt.acknowledged.iter().any(|(other, _)| other != id);
+            stored || sent || dropped
+        };
+        let ended = facts.on_disk(id).next().is_some()
+            || facts.delivered(id)
+            || deed(&[Act::Drop, Act::Theirs])
+            || (deed(&[Act::Mine]) && elsewhere());
+        if !ended {
+            wrong.push(format!("{id} (attempt {}) was acknowledged and is nowhere", attempt.number));
+        }
+    }
+}
+
+fn once(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut ids: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
+    for entry in &facts.found {
+        *places.entry(&entry.id).or_default() += 1;
+        if let Some(mark) = view::mark(&facts.world.tree, entry) {
+            ids.entry(mark).or_default().insert(entry.id.clone());
+        }
+    }
+    for (id, count) in places.into_iter().filter(|(_, count)| *count > 1) {
+        wrong.push(format!("{id} is in {count} places"));
+    }
+    for seen in facts.world.peer.seen.iter() {
+        if let (Some(mark), Some(key)) = (seen.mark, &seen.key) {
+            ids.entry(mark).or_default().insert(key.clone());
+        }
+    }
+    for attempt in &facts.world.ledger.attempts {
+        let mut known = ids.remove(&attempt.number).unwrap_or_default();
+        known.extend(attempt.acknowledged.iter().map(|(id, _)| id.clone()));
+        if known.len() > 1 + attempt.resolved_mine {
+            wrong.push(format!("attempt {} became {known:?}", attempt.number));
+        }
+    }
+}
+
+fn corrupt(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    for entry in facts.found.iter().filter(|entry| entry.place == Place::Corrupt) {
+        if !facts.world.ledger.planted.contains_key(&entry.id) {
+            let reason = view::file(&facts.world.tree, entry, "reason.txt").unwrap_or_default();
+            wrong.push(format!("{}: {}", entry.name, String::from_utf8_lossy(reason).trim()));
+        }
+    }
+}
+
+fn reasons(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    for entry in &facts.found {
+        let retried = facts.world.ledger.deeds.iter().any(|d| d.id == entry.id && d.act == Act::Retry);
+        if retried || !matches!(entry.place, Place::Conflict | Place::Rejected) {
+            continue;
+        }
+        let response = view::json(&facts.world.tree, entry, "response.json");
+        let reason = response.as_ref().and_then(|r| r.get("reason")).and_then(|r| r.as_str());
+        if reason.is_none_or(str::is_empty) {
+            wrong.push(format!("{} has no reason in its response.json", entry.name));
+        }
+    }
+}
+
+fn refused(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    for entry in &facts.found {
+        let said = |wanted: &dyn Fn(u16) -> bool| {
+            facts.of(&entry.id).iter().any(|seen| seen.answered.is_some() && seen.status.is_some_and(wanted))
+        };
+        let fine = match entry.place {
+            Place::Conflict => said(&|status| status == 412),
+            Place::Rejected => said(&|status| (400..500).contains(&status) && status != 412),
+            Place::Pending | Place::Corrupt => true,
+        };
+        if !fine {
+            wrong.push(format!("{} was set aside, and the server never said that", entry.name));
+        }
+    }
+}
+
+/// A PUT or DELETE that the server had carried out, and whose resource nobody has changed since, is no conflict: the
+/// component asks before it calls it one. (Of other methods, nothing that can be asked tells.)
+fn lost_replies(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    for entry in facts.found.iter().filter(|entry| entry.place == Place::Conflict) {
+        let sent = facts.of(&entry.id);
+        let Some(done) = sent.iter().rfind(|seen| seen.applied.is_some()) else { continue };
+        if !matches!(done.method.as_str(), "PUT" | "DELETE") {
+            continue;
+        }
+        let path = done.uri.split('?').next().unwrap_or_default();
+        let changed = |(at, changed): &(u64, String)| changed == path && Some(*at) > done.applied;
+        if !facts.world.peer.changes.iter().any(changed) {
+            wrong.push(format!("{} is a conflict with itself", entry.name));
+        }
+    }
+}
+
+/// Whether one path is the other, or above it. Those of the plans need no decoding for that.
+fn related(a: &str, b: &str) -> bool {
+    let path = |uri: &str| uri.split('?').next().unwrap_or_default().to_owned();
+    let (a, b) = (path(a), path(b));
+    a == b || a.starts_with(&format!("{b}/")) || b.starts_with(&format!("{a}/"))
+}
+
+/// An entry is not sent while an earlier one that concerns it has not ended.
+fn order(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    for (earlier, id, acknowledged) in facts.acknowledged() {
+        let ended = facts.ended(id).unwrap_or(u64::MAX);
+        for later in &facts.world.ledger.attempts {
+            let concerns = facts.plan.setting.strict || related(&earlier.uri, &later.uri);
+            if later.number == earlier.number || later.begun < acknowledged || !concerns {
+                continue;
+            }
+            let sent =
+                facts.writes.values().flatten().find(|seen| {
+                    seen.mark == Some(later.number) && seen.at < ended && seen.at > acknowledged
+                });
+            if let Some(seen) = sent {
+                wrong.push(format!(
+                    "{} {} (attempt {}) was sent while {id}, {} {} (attempt {}), waited",
+                    seen.method, seen.uri, later.number, earlier.method, earlier.uri, earlier.number
+                ));
+            }
+        }
+    }
+}
+
+/// What a pass reported as delivered or set aside, and made durable, is not sent again, unless an operator says so.
+fn repeats(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    use crate::bindings::exports::zddc::outbox::replayer::Outcome::{Conflict, Delivered, Rejected};
+    let ledger = &facts.world.ledger;
+    for told in ledger.told.iter().filter(|told| matches!(told.outcome, Delivered | Conflict | Rejected)) {
+        let Some(sealed) = told.sealed else { continue };
+        let retried = |at: u64| {
+            let mut deeds = ledger.deeds.iter().filter(|deed| deed.id == told.id && deed.act == Act::Retry);
+            deeds.any(|deed| deed.begun < at)
+        };
+        if facts.of(&told.id).iter().any(|seen| seen.at > sealed && !retried(seen.at)) {
+            wrong.push(format!("{} was {:?}, durably, and sent again", told.id, told.outcome));
+        }
+    }
+}
+
+/// After the client had a success, the entry is sent again only where something went wrong in between.
+fn heeded(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    let ledger = &facts.world.ledger;
+    for (id, sent) in &facts.writes {
+        for first in sent.iter().filter(|seen| success(seen)) {
+            let Some(answered) = first.answered else { continue };
+            for again in sent.iter().filter(|seen| seen.at > answered) {
+                let between = |at: &u64| (first.at..again.at).contains(at);
+                if !ledger.disturbances.iter().any(between) {
+                    wrong.push(format!("{id} was answered {:?}, and sent again for no reason", first.status));
+                }
+            }
+        }
+    }
+}
+
+/// No two requests of an entry are open at the same time, also where two processes replay, unless a clock that
+/// jumps makes one outlive its lease.
+fn one_at_a_time(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    let jumps = |step: &Step| {
+        matches!(step.what, What::Jump(_) | What::Suspend(_) | What::Calls { jump: Some(_), .. })
+    };
+    if facts.plan.setting.lease && facts.plan.steps.iter().any(jumps) {
+        return;
+    }
+    for (id, sent) in &facts.writes {
+        for (first, second) in sent.iter().zip(sent.iter().skip(1)) {
+            if first.closed.is_none_or(|closed| closed > second.at) {
+                wrong.push(format!("{id} was sent by {} and by {} at once", first.process, second.process));
+            }
+        }
+    }
+}
+
+/// The first request of a pass goes alone; when it gets no answer, no other follows.
+fn outage(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    for (process, begun, ended) in &facts.world.ledger.passes {
+        let during = |seen: &&Seen| seen.process == *process && (*begun..*ended).contains(&seen.at);
+        let mut requests = facts.world.peer.seen.iter().filter(during);
+        let (Some(first), Some(second)) = (requests.next(), requests.next()) else { continue };
+        // One that neither failed nor was answered was the client's own doing: the body turned out to be damaged, or
+        // could not be read.
+        if first.failed || first.answered.is_some_and(|at| at > second.at) {
+            wrong.push(format!(
+                "{} {} followed {} {}, which had no answer yet",
+                second.method, second.uri, first.method, first.uri
+            ));
+        }
+    }
+}
+
+/// What an operator has removed is not sent after the step in which that was acknowledged.
+fn dropped(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    let ledger = &facts.world.ledger;
+    for deed in ledger.deeds.iter().filter(|deed| matches!(deed.act, Act::Drop | Act::Theirs)) {
+        let Some(done) = deed.done else { continue };
+        let quiet = ledger.quiet.iter().copied().find(|at| *at > done).unwrap_or(u64::MAX);
+        if facts.of(&deed.id).iter().any(|seen| seen.at > quiet) {
+            wrong.push(format!("{} was dropped, and sent later", deed.id));
+        }
+    }
+}
+
+fn names(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    for seen in facts.world.peer.seen.iter().filter(|seen| seen.is_write()) {
+        let known = seen.key.as_deref().is_some_and(view::is_id) && seen.mark.is_some();
+        if !known {
+            wrong.push(format!("{} {} has Idempotency-Key {:?}", seen.method, seen.uri, seen.key));
+        }
+    }
+}
+
+/// The base that a write was queued with; or a newer version that the server itself has named to us; or, after an
+/// earlier write of ours to the same resource, what that has left: a version named, nothing, or one unnamed.
+fn preconditions(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    let all = &facts.world.peer.seen;
+    let path = |seen: &Seen| seen.uri.split('?').next().unwrap_or_default().to_owned();
+    for seen in all.iter().filter(|seen| seen.is_write()) {
+        let Some(attempt) = seen.mark.and_then(|mark| facts.world.ledger.attempts.get(mark)) else {
+            continue;
+        };
+        let own = match &attempt.base {
+            Base::None => Vec::new(),
+            Base::Create => vec![("if-none-match".to_owned(), "*".to_owned())],
+            Base::Etag(tag) => vec![("if-match".to_owned(), tag.clone())],
+            Base::Time(_, date) => vec![("if-unmodified-since".to_owned(), date.clone())],
+        };
+        let continues = all.iter().any(|earlier| {
+            let ours = earlier.is_write() && earlier.key != seen.key && earlier.at < seen.at;
+            let known = earlier.applied.is_some()
+                || (earlier.answered.is_some() && success(earlier))
+                || earlier.key.as_deref().is_some_and(|key| facts.found_gone(key));
+            ours && known && path(earlier) == path(seen)
+        });
+        let named = |value: &String| {
+            let before = |s: &&Seen| s.at < seen.at && s.answered.is_some();
+            all.iter().filter(before).any(|s| s.validators.contains(value))
+        };
+        let rebased = match seen.conditions.as_slice() {
+            [] => continues,
+            // Or an operator has put it on top of what the server has now, which is nothing.
+            [(name, value)] if name == "if-none-match" && value == "*" => {
+                continues || attempt.resolved_mine > 0
+            }
+            conditions => conditions.iter().all(|(_, value)| named(value)),
+        };
+        if seen.conditions != own && !rebased {
+            wrong.push(format!(
+                "{} {} came with {:?} instead of {own:?}",
+                seen.method, seen.uri, seen.conditions
+            ));
+        }
+    }
+}
+
+fn elsewhere(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    for seen in facts.world.peer.seen.iter().filter(|seen| seen.authority != AUTHORITY) {
+        wrong.push(format!("{} {} went to {}", seen.method, seen.uri, seen.authority));
+    }
+}
