@@ -63,6 +63,42 @@ mod tests {
         assert_eq!(outage(u32::MAX), IDLE_TICK);
     }
 
+    /// The most requests in one second of 1,000 agents, from the second attempt on, until each has met a server
+    /// that recovered at `recovers`. `pause` says how long an agent waits after its n-th attempt.
+    fn peak_of_a_fleet(recovers: f64, mut pause: impl FnMut(u32) -> Duration) -> u32 {
+        let mut per_second = std::collections::HashMap::<u64, u32>::new();
+        for _agent in 0..1_000 {
+            let (mut now, mut attempts) = (0.0, 1);
+            while now < recovers {
+                now += pause(attempts).as_secs_f64();
+                attempts += 1;
+                *per_second.entry(now as u64).or_default() += 1;
+            }
+        }
+        per_second.into_values().max().unwrap_or_default()
+    }
+
+    /// What a common outage of 20 minutes leads to: all 1,000 agents got 503 in the same second.
+    #[test]
+    fn jitter_spreads_a_fleet_that_failed_together() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u32
+        };
+        let without = peak_of_a_fleet(1_200.0, |attempts| entry(attempts, u32::MAX));
+        let with = peak_of_a_fleet(1_200.0, |attempts| entry(attempts, random()));
+        // Probes have no jitter of their own: agents that lost the server in the same second ask together.
+        let probes = peak_of_a_fleet(1_200.0, outage);
+        println!(
+            "1,000 agents, peak requests a second: {without} without jitter, {with} with; probes {probes}"
+        );
+        assert_eq!(without, 1_000);
+        assert!(with <= 100, "{with}");
+    }
+
     #[test]
     fn retry_after_is_read_in_both_forms_and_clamped() {
         let now = clock::parse_http_date("Wed, 01 May 2024 08:00:00 GMT").unwrap();

@@ -52,6 +52,16 @@ impl Cached {
         }
     }
 
+    /// The same as the original does it: whatever waits, and with a slash at the end, too.
+    pub fn remove_always(queue: &Queue, raw_uri: &str) {
+        let path = raw_uri.split_once('?').map_or(raw_uri, |(path, _)| path);
+        if let Some((parent, name)) =
+            place(path.trim_end_matches('/')).and_then(|names| find(&queue.root, &names))
+        {
+            let _ = parent.unlink(&name);
+        }
+    }
+
     fn later_write_waits(&mut self, queue: &Queue, id: EntryId, names: &[String]) -> bool {
         if self.refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
             self.refresh(queue);

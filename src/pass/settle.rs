@@ -6,6 +6,7 @@
 
 use super::{Flight, Pass, Task};
 use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Outcome};
+use crate::cached::Cached;
 use crate::chain;
 use crate::config::Refused;
 use crate::exchange::{Content, Exchange, Failure, Reply, Request};
@@ -135,7 +136,12 @@ impl Pass {
     /// The reply to a write.
     fn answer(&mut self, entry: &Entry, reply: Reply) -> Step {
         let (id, status, method) = (entry.id, reply.status, entry.meta.method.as_str());
-        let meaning = if self.config.original { originals(status) } else { verdict(method, status) };
+        let meaning = match (verdict(method, status), self.config.original) {
+            // Unless somebody asks for holding, want of credentials is a refusal like any other there.
+            (Verdict::Held, true) if self.config.auth == Refused::Keep => Verdict::Held,
+            (_, true) => originals(status),
+            (meaning, false) => meaning,
+        };
         match meaning {
             Verdict::Delivered => match self.portal(&reply) {
                 Some(why) => self.backed_off(entry, why, &reply).into(),
@@ -371,8 +377,10 @@ impl Pass {
             "PATCH" => !self.config.original,
             _ => false,
         };
-        if outcome == Outcome::Delivered && stale {
-            self.cached.remove(&self.queue, entry.id, &entry.meta.raw_uri);
+        match outcome == Outcome::Delivered && stale {
+            true if self.config.original => Cached::remove_always(&self.queue, &entry.meta.raw_uri),
+            true => self.cached.remove(&self.queue, entry.id, &entry.meta.raw_uri),
+            false => {}
         }
         match self.removals.remove(&self.queue, entry.id) {
             Ok(()) => Settled::gone(outcome, detail),

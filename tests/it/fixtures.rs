@@ -257,7 +257,7 @@ async fn an_outbox_of_format_1_is_brought_to_its_end() {
 }
 
 /// The original's binary, where it is at hand; says so where it is not.
-fn original() -> Option<PathBuf> {
+pub fn original() -> Option<PathBuf> {
     let found = std::env::var_os("OUTBOX_ORIGINAL").filter(|name| !name.is_empty());
     if found.is_none() {
         println!("skipped: OUTBOX_ORIGINAL is not set; docs/original.md says how to run this");

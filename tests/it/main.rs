@@ -34,6 +34,7 @@ mod outage;
 mod outcomes;
 mod plain_host;
 mod portal;
+mod profile;
 mod question;
 mod readme;
 mod resolve;
