@@ -9,6 +9,7 @@
 //! - While requests are under way, the next entry is read and what was delivered is deleted: at the disk's
 //!   speed, that work takes as long as a near server's reply.
 
+mod before;
 mod settle;
 
 use crate::ahead::{Ahead, Loaded};

@@ -1,0 +1,77 @@
+//! What is looked at before a write leaves: whether it may have left before, and whether it need not leave at all.
+
+use super::Pass;
+use super::settle::Settled;
+use crate::bindings::exports::zddc::outbox::replayer::Outcome;
+use crate::exchange::Failure;
+use crate::guest;
+use crate::precondition::Validator;
+use crate::queue::Entry;
+
+/// What is said of a write that may have been applied.
+pub(super) const AMBIGUOUS: &str =
+    "it may have been applied; 'outbox retry' sends it again, 'outbox drop' removes it";
+
+impl Pass {
+    /// Whether it is not known if this write was applied, and a repeat could apply it twice (RFC 9110 section
+    /// 9.2.2), and somebody wants to be asked.
+    pub(super) fn is_ambiguous(&self, entry: &Entry) -> bool {
+        self.config.hold_ambiguous
+            && entry.state.in_flight
+            && matches!(entry.meta.method.as_str(), "POST" | "PATCH")
+    }
+
+    /// Whether an entry is not sent again before somebody says so.
+    pub(super) fn is_held(&mut self, entry: &mut Entry) -> bool {
+        if !self.is_ambiguous(entry) {
+            return false;
+        }
+        match &entry.state.last_error {
+            Some(why) if why.ends_with(AMBIGUOUS) => self.report.ambiguous += 1,
+            // It was under way when the process died.
+            _ => {
+                entry.state.attempts = entry.state.attempts.saturating_add(1);
+                entry.state.last_error = Some(AMBIGUOUS.into());
+                let _ = self.queue.save_state(entry.id, &entry.state);
+                let Entry { id, meta, .. } = &*entry;
+                let settled = Settled::stays(Outcome::Ambiguous, AMBIGUOUS);
+                self.record(*id, &meta.method, &meta.raw_uri, None, 0, settled);
+            }
+        }
+        true
+    }
+
+    /// Notes durably that a write leaves, where somebody asks for it.
+    pub(super) fn mark(&self, entry: &mut Entry) -> Result<(), Failure> {
+        let wanted = match entry.meta.method.as_str() {
+            "POST" | "PATCH" => self.config.hold_ambiguous,
+            "PUT" => self.config.coalesce,
+            _ => false,
+        };
+        if wanted && !entry.state.in_flight {
+            entry.state.in_flight = true;
+            self.queue
+                .save_state_durably(entry.id, &entry.state)
+                .map_err(|error| Failure::Unreadable(guest::describe(&error)))?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a PUT out that a later write makes superfluous, unless it may have been sent already. The later one
+    /// keeps this one's base: that is the version which its author had seen.
+    pub(super) fn supersede(&mut self, entry: &Entry) -> Option<Settled> {
+        let fresh = entry.state.attempts == 0 && !entry.state.in_flight;
+        if !self.config.coalesce || entry.meta.method != "PUT" || !fresh {
+            return None;
+        }
+        self.list().ok()?;
+        let Pass { ahead, queue, report, .. } = self;
+        let (next, added) = ahead.as_mut()?.superseder(queue, entry);
+        report.remaining += added;
+        let next = next?;
+        next.state.validator = Some(Validator::from_base(&entry.base()));
+        queue.save_state_durably(next.id, &next.state).ok()?;
+        let detail = format!("{} replaces it", next.id);
+        Some(self.remove(entry, Outcome::Superseded, Some(detail)))
+    }
+}
