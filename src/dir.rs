@@ -112,12 +112,21 @@ impl Dir {
             .map_err(at("create", path))
     }
 
-    /// Opens a file for reading.
-    pub fn open_file(&self, path: &str) -> Result<File> {
-        self.0
-            .open_at(PathFlags::empty(), path, OpenFlags::empty(), DescriptorFlags::READ)
-            .map(File)
-            .map_err(at("open", path))
+    /// Opens a file for reading; its size beside. What is no file is not even opened: opening a pipe waits for
+    /// somebody to write to it, and no deadline ends that.
+    pub fn open_file(&self, path: &str) -> Result<(File, u64)> {
+        let stat = self.0.stat_at(PathFlags::empty(), path).map_err(at("open", path))?;
+        let code = match stat.type_ {
+            DescriptorType::RegularFile => None,
+            DescriptorType::SymbolicLink => Some(ErrorCode::Loop),
+            DescriptorType::Directory => Some(ErrorCode::IsDirectory),
+            _ => Some(ErrorCode::Invalid),
+        };
+        if let Some(code) = code {
+            return Err(Fault { doing: format!("{path} is no file but a {}", kind_name(stat.type_)), code });
+        }
+        let opened = self.0.open_at(PathFlags::empty(), path, OpenFlags::empty(), DescriptorFlags::READ);
+        Ok((opened.map(File).map_err(at("open", path))?, stat.size))
     }
 
     /// Opens a file for reading and writing, making it where it is missing.
@@ -135,7 +144,7 @@ impl Dir {
 
     /// Reads a whole file of at most `limit` bytes.
     pub fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>> {
-        let file = self.open_file(path)?;
+        let (file, _) = self.open_file(path)?;
         let mut content = Vec::new();
         loop {
             let (chunk, end) = file.read(content.len() as u64).map_err(at("read", path))?;

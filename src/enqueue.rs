@@ -102,7 +102,7 @@ fn stage(
             }
         }
         Body::Stored(dir, path) => {
-            let file = dir.open_file(path)?;
+            let (file, _) = dir.open_file(path)?;
             loop {
                 let doing = || format!("cannot read {path}");
                 let (chunk, end) = file.read(writer.len).map_err(|code| Fault { doing: doing(), code })?;

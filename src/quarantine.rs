@@ -390,7 +390,7 @@ fn response(queue: &Queue, at: &Located) -> Option<Response> {
 pub fn read_body(queue: &Queue, name: &str) -> Result<wasi::io::streams::InputStream> {
     let at = locate(queue, name)?;
     let path = at.path(BODY);
-    let file = at.dir(queue).open_file(&path)?;
+    let (file, _) = at.dir(queue).open_file(&path)?;
     file.stream().map_err(|code| Error::Io(format!("cannot read {path}: {}", code.name())))
 }
 

@@ -136,8 +136,8 @@ impl Queue {
     ) -> std::result::Result<(File, u64), Unloadable> {
         let damaged = |reason: String| Err(Unloadable::Damaged(reason));
         let path = format!("{name}/{BODY}");
-        let file = match dir.open_file(&path) {
-            Ok(file) => file,
+        let (file, size) = match dir.open_file(&path) {
+            Ok(opened) => opened,
             // It may have left the queue meanwhile, whole.
             Err(fault) if fault.is_missing() && dir.stat(name).is_err_and(|gone| gone.is_missing()) => {
                 return Err(Unloadable::Gone);
@@ -145,17 +145,11 @@ impl Queue {
             Err(fault) if fault.is_missing() => return damaged("body.bin is missing".into()),
             Err(fault) => return Err(unreadable(fault)),
         };
-        let stat = file
-            .stat()
-            .map_err(|code| unreadable(Fault { doing: format!("cannot look at {path}"), code }))?;
-        if stat.type_ != DescriptorType::RegularFile {
-            return damaged(format!("body.bin is no file but a {}", kind_name(stat.type_)));
-        }
         match entry.meta.body_len {
-            Some(len) if len != stat.size => {
-                damaged(format!("body.bin has {} bytes where meta.json says {len}", stat.size))
+            Some(len) if len != size => {
+                damaged(format!("body.bin has {size} bytes where meta.json says {len}"))
             }
-            _ => Ok((file, stat.size)),
+            _ => Ok((file, size)),
         }
     }
 

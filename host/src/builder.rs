@@ -2,7 +2,6 @@
 
 use crate::Error;
 use crate::credential::Credential;
-use crate::driver;
 use crate::egress::{Egress, Origin};
 use crate::outbox::Outbox;
 use crate::pool::Dial;
@@ -280,22 +279,13 @@ impl Builder {
             }
         };
         let env = Arc::new(self.env());
-        Outbox::open(Recipe { runtime, root, env, egress, limits: self.limits })
+        Outbox::open(Recipe { runtime, root, env, egress, limits: self.limits, watch: self.watch })
     }
 
-    /// Opens the outbox and replays it in the background from now on: at once, then at ticks and wakes.
-    /// Fails where another host replays this root.
+    /// Opens the outbox and starts it: [`Outbox::start`].
     pub fn start(self) -> Result<Outbox, Error> {
-        if self.upstream.is_none() {
-            return Err(Error::Invalid {
-                what: "upstream".into(),
-                value: String::new(),
-                reason: "none is set; give its URL with --upstream or OUTBOX_UPSTREAM".into(),
-            });
-        }
-        let watch = self.watch;
         let outbox = self.open()?;
-        driver::start(&outbox, watch)?;
+        outbox.start()?;
         Ok(outbox)
     }
 

@@ -89,6 +89,11 @@ impl Egress {
         Egress(Some(Arc::new(Way { origin, credential, client })))
     }
 
+    /// Whether there is an upstream.
+    pub(crate) fn leads_out(&self) -> bool {
+        self.0.is_some()
+    }
+
     fn holds_credential(&self) -> bool {
         self.0.as_ref().is_some_and(|way| way.credential.is_some())
     }

@@ -5,7 +5,7 @@ use crate::bindings::exports::zddc::outbox::{queue as wit_queue, replayer};
 use crate::bindings::zddc::outbox::types as wit;
 use crate::body::{self, Body, Kind};
 use crate::builder::Builder;
-use crate::driver::Driver;
+use crate::driver::{self, Driver};
 use crate::instances::Instances;
 use crate::model::{Counts, Delivery, Entry, Event, Finding, Health, Item, Report, Resume, Usage};
 use crate::recipe::Recipe;
@@ -219,6 +219,19 @@ impl Outbox {
     pub async fn verify(&self) -> Result<Vec<Finding>, Error> {
         let findings = self.queue(async |queue, store| queue.call_verify(store).await).await?;
         Ok(findings.into_iter().map(Into::into).collect())
+    }
+
+    /// Replays in the background from now on: at once, then at ticks and wakes. Whoever wants to see everything that
+    /// happens subscribes before. Fails where another host replays this root.
+    pub fn start(&self) -> Result<(), Error> {
+        if !self.0.recipe.egress.leads_out() {
+            return Err(Error::Invalid {
+                what: "upstream".into(),
+                value: String::new(),
+                reason: "none is set; give its URL with --upstream or OUTBOX_UPSTREAM".into(),
+            });
+        }
+        driver::start(self, self.0.recipe.watch)
     }
 
     /// Makes one pass now, on demand. Fails where some host is already replaying this root.

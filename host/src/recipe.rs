@@ -15,11 +15,13 @@ pub(crate) struct Recipe {
     pub(crate) env: Arc<Vec<(String, String)>>,
     pub(crate) egress: Egress,
     pub(crate) limits: Limits,
+    /// Whether entries of other processes wake the driver.
+    pub(crate) watch: bool,
 }
 
 impl Recipe {
     pub(crate) async fn instance(&self) -> Result<Instance, Error> {
-        let Recipe { runtime, root, env, egress, limits } = self;
+        let Recipe { runtime, root, env, egress, limits, .. } = self;
         Instance::new(runtime, root, env, egress.clone(), *limits).await
     }
 }

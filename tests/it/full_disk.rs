@@ -128,7 +128,9 @@ impl Disk {
     }
 
     fn make_room(&self) {
-        fs::remove_dir_all(self.filler()).unwrap();
+        if self.filler().exists() {
+            fs::remove_dir_all(self.filler()).unwrap();
+        }
     }
 }
 

@@ -179,6 +179,13 @@ fn a_pipe_in_place_of_a_file_does_not_make_it_wait_for_ever() {
         id
     });
     assert_eq!(verify(&cli).into_iter().map(|(name, _)| name).collect::<Vec<_>>(), ids);
+    let server = Upstream::start(answers);
+    let sound = queue(&cli, "/sound");
+    assert!(cli.ok(["list"]).contains(&sound));
+    cli.replay(&server.url(), &[]);
+    assert_eq!(server.lines(), ["PUT /sound"]);
+    let kept = std::fs::read_dir(path(cli.root.path(), "corrupt")).unwrap();
+    assert_eq!(kept.count(), ids.len());
 }
 
 fn answers(seen: &Seen) -> Reply {

@@ -14,11 +14,14 @@ pub async fn run(global: &Global, args: RunArgs) -> anyhow::Result<u8> {
     let (stopped, hang_ups) = (stopped(), HangUps::listen());
     let upstream = args.upstream.upstream.clone().unwrap_or_default();
     let builder = args.storage.apply(args.upstream.apply(builder(global))?);
-    let outbox = builder.start()?;
-    let (end, ended) = oneshot::channel();
-    let log = tokio::spawn(log_events(outbox.subscribe(), ended));
+    let outbox = builder.open()?;
+    // Before anything can happen.
+    let events = outbox.subscribe();
     let waiting = outbox.count().await?.pending;
+    outbox.start()?;
     info!(root = %global.root.display(), upstream, waiting, "running");
+    let (end, ended) = oneshot::channel();
+    let log = tokio::spawn(log_events(events, ended));
     tokio::spawn(hang_ups.wake(outbox.clone()));
     let signal = stopped.await;
     info!(signal, "stopping; the request in flight may take up to 10 s");
