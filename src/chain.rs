@@ -11,11 +11,12 @@ use crate::precondition::{Base, Validator};
 use crate::queue::Entry;
 use crate::{clock, id::EntryId};
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::time::SystemTime;
 
 /// What an ETag is about: a path with its query.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Resource(Key, String);
 
 impl Resource {
@@ -51,36 +52,53 @@ impl Link {
     }
 }
 
-/// Delivered edits that are remembered. Only those matter that were delivered while the next was being queued.
-const REMEMBERED: usize = 1024;
+/// Resources whose last delivery is remembered: for edits that were being queued at that moment, and for those
+/// that are further ahead than entries are read. Some 200 bytes each.
+const REMEMBERED: usize = 65_536;
 
 struct Delivered {
-    resource: Resource,
     link: Link,
     validator: Validator,
     /// Unix nanoseconds.
     removed_at: u64,
+    number: u64,
+}
+
+/// The last delivery to each resource. Resources are known by their hash alone: were two to share one, the bases
+/// would have to be equal, too.
+#[derive(Default)]
+struct Memory {
+    hasher: RandomState,
+    last: HashMap<u64, Delivered>,
+    /// Hash and number, oldest first.
+    order: VecDeque<(u64, u64)>,
+    count: u64,
 }
 
 thread_local! {
-    /// Edits that were delivered by this instance, the latest last.
-    static DELIVERED: RefCell<VecDeque<Delivered>> = const { RefCell::new(VecDeque::new()) };
+    /// What this instance has delivered.
+    static MEMORY: RefCell<Memory> = RefCell::default();
 }
 
-/// Remembers an edit that is about to be removed, for those that are being queued at this moment and that the
-/// pass has not seen.
+/// Remembers an edit that is about to be removed, for those that the pass has not seen.
 pub fn remember(entry: &Entry, validator: &Validator) {
-    let delivered = Delivered {
-        resource: Resource::of(&entry.meta.raw_uri),
-        link: Link::of(entry),
-        validator: validator.clone(),
-        removed_at: clock::unix_nanos(SystemTime::now()),
-    };
-    DELIVERED.with_borrow_mut(|all| {
-        if all.len() >= REMEMBERED {
-            all.pop_front();
+    MEMORY.with_borrow_mut(|memory| {
+        let hash = memory.hasher.hash_one(Resource::of(&entry.meta.raw_uri));
+        memory.count += 1;
+        let delivered = Delivered {
+            link: Link::of(entry),
+            validator: validator.clone(),
+            removed_at: clock::unix_nanos(SystemTime::now()),
+            number: memory.count,
+        };
+        memory.last.insert(hash, delivered);
+        memory.order.push_back((hash, memory.count));
+        if memory.order.len() > REMEMBERED
+            && let Some((hash, number)) = memory.order.pop_front()
+            && memory.last.get(&hash).is_some_and(|delivered| delivered.number == number)
+        {
+            memory.last.remove(&hash);
         }
-        all.push_back(delivered);
     });
 }
 
@@ -90,14 +108,12 @@ pub fn recall(entry: &Entry) -> Option<Validator> {
     if entry.state.validator.is_some() || Base::of(&entry.meta) == Base::Any {
         return None;
     }
-    DELIVERED.with_borrow(|all| {
-        if all.is_empty() {
+    MEMORY.with_borrow(|memory| {
+        if memory.last.is_empty() {
             return None;
         }
-        let resource = Resource::of(&entry.meta.raw_uri);
-        all.iter()
-            .rev()
-            .find(|d| d.resource == resource && d.removed_at >= entry.id.nanos() && d.link.continues(entry))
-            .map(|d| d.validator.clone())
+        let found = memory.last.get(&memory.hasher.hash_one(Resource::of(&entry.meta.raw_uri)))?;
+        let inherits = found.removed_at >= entry.id.nanos() && found.link.continues(entry);
+        inherits.then(|| found.validator.clone())
     })
 }

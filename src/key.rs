@@ -9,7 +9,7 @@ use std::ops::Bound;
 
 /// A path, decoded and without empty and dot segments, so that spellings that a server may take for one
 /// resource (`/a%62`, `/ab/`, `/x/../ab`) are one key. The root is the empty key, related to all.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(Vec<Vec<u8>>);
 
 impl Key {

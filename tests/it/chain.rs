@@ -258,6 +258,8 @@ async fn without_the_second(
 ) -> Vec<Outcome> {
     let (root, (resources, server, base)) = (root(), doc(Names::Strong));
     let outbox = configure(crate::kit::builder(root.path()).upstream(server.url())).open().unwrap();
+    // Once this one is answered, all three are looked at before the first is delivered.
+    send_on(&outbox, &Base::Nothing, "PUT", "/elsewhere", "x").await;
     let [_, second, _] = edits(&outbox, &base, ["one", "two", "three"]).await;
     let refused = second.clone();
     let script = resources.script();
@@ -267,10 +269,10 @@ async fn without_the_second(
     });
     prepare(root.path(), &outbox, &second).await;
     let (report, deliveries) = replay(&outbox).await;
-    assert_eq!((report.delivered, report.conflicts, report.remaining), (2, 0, 0), "{deliveries:?}");
+    assert_eq!((report.delivered, report.conflicts, report.remaining), (3, 0, 0), "{deliveries:?}");
     assert_eq!(resources.content("/doc").as_deref(), Some("three"));
-    assert_eq!(preconditions(&server).last().unwrap().as_deref(), Some("\"v2\""));
-    outcomes(&deliveries)
+    assert_eq!(preconditions(&server).last().unwrap().as_deref(), Some("\"v3\""));
+    outcomes(&deliveries.into_iter().filter(|d| d.raw_uri != "/elsewhere").collect::<Vec<_>>())
 }
 
 #[tokio::test]
@@ -296,13 +298,14 @@ async fn an_edit_that_the_operator_drops_leaves_its_version_to_the_next_one() {
     for restart in [false, true] {
         let (root, (resources, server, base)) = (root(), doc(Names::Strong));
         let mut outbox = open(root.path(), &server.url());
+        send_on(&outbox, &Base::Nothing, "PUT", "/elsewhere", "x").await;
         let [_, second, third] = edits(&outbox, &base, ["one", "two", "three"]).await;
         let (script, put_off) = (resources.script(), second.clone());
         server.script(move |seen| match seen.header("idempotency-key") == Some(&put_off) {
             true => 503.into(),
             false => script(seen),
         });
-        assert_eq!(replay(&outbox).await.0.delivered, 1);
+        assert_eq!(replay(&outbox).await.0.delivered, 2);
         if restart {
             outbox = open(root.path(), &server.url());
         }
@@ -315,8 +318,14 @@ async fn an_edit_that_the_operator_drops_leaves_its_version_to_the_next_one() {
 
 #[tokio::test]
 async fn an_edit_queued_while_the_one_before_it_is_under_way_inherits_too() {
-    for pause in [Duration::ZERO, Duration::from_millis(200)] {
+    // Also where the directory is so slow to list that it is not listed again at each reply.
+    for (pause, strangers) in [(Duration::ZERO, 0), (Duration::from_millis(200), 0), (Duration::ZERO, 20_000)]
+    {
         let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+        std::fs::create_dir(path(root.path(), "")).unwrap();
+        for n in 0..strangers {
+            std::fs::write(path(root.path(), &format!("stranger-{n}")), "").unwrap();
+        }
         let (gate, held) = (Gate::new(), Arc::new(Mutex::new(true)));
         let (waits, first_only) = (gate.clone(), held.clone());
         let known = resources.clone();
@@ -450,4 +459,25 @@ async fn a_write_that_was_taken_is_not_sent_again_when_the_question_about_it_fai
             }
         }
     }
+}
+
+#[tokio::test]
+async fn edits_that_are_thousands_of_entries_apart_do_not_conflict_either() {
+    let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+    let builder = crate::kit::builder(root.path()).durability(outbox_host::Durability::None);
+    let outbox = builder.upstream(server.url()).concurrency(16).open().unwrap();
+    let [first] = edits(&outbox, &base, ["one"]).await;
+    // Between them, more than is read ahead, and more than the deliveries of a minute.
+    let start = u64::from_str_radix(&first[..16], 16).unwrap();
+    for n in 1..=5_000 {
+        let id = format!("{:016x}-000000", start + n);
+        let meta = serde_json::json!({ "id": id, "method": "PUT", "raw_uri": format!("/{n}") });
+        std::fs::create_dir(path(root.path(), &id)).unwrap();
+        std::fs::write(path(root.path(), &id).join("meta.json"), meta.to_string()).unwrap();
+        std::fs::write(path(root.path(), &id).join("body.bin"), "x").unwrap();
+    }
+    edits(&outbox, &base, ["two"]).await;
+    let (report, _) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.conflicts, report.remaining), (5_002, 0, 0));
+    assert_eq!(resources.content("/doc").as_deref(), Some("two"));
 }
