@@ -10,7 +10,7 @@ use crate::limits::{self, Limits};
 use crate::meta::Meta;
 use crate::queue::Queue;
 use crate::{Error, Result, request};
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::time::SystemTime;
 use wasi::io::streams::{InputStream, StreamError};
 use wasi::random::random::{get_random_bytes, get_random_u64};
@@ -128,9 +128,6 @@ fn stage(
         staging.open(name)?.sync()?;
     }
     staging.rename(name, &queue.dir, &id.to_string())?;
-    // Not synced: after a power failure there is no instance that has not looked through the names. What cannot be
-    // noted matters only where the clock goes back, too.
-    let _ = queue.newest().map(|file| file.write(id.to_string().as_bytes(), 0));
     if let Err(error) = queue.sync_dir() {
         // Not acknowledged, so it must not be sent either.
         let _ = queue.dir.rename(&id.to_string(), staging, name);
@@ -197,20 +194,31 @@ fn next_chunk(stream: &InputStream) -> Result<Option<Vec<u8>>> {
 thread_local! {
     /// The greatest id that this instance knows of.
     static NEWEST: Cell<Option<EntryId>> = const { Cell::new(None) };
+    /// Where this instance notes the ids that it gives out.
+    static PLACE: OnceCell<u64> = const { OnceCell::new() };
 }
+
+/// Bytes of a note in [`layout::NEWEST`]: an id and a line's end.
+const NOTE_LEN: usize = 24;
+/// How many there may be: so many that two instances which queue at the same moment seldom share one.
+const PLACES: u64 = 256;
 
 /// Takes note of the greatest id of all names in the queue.
 pub fn seen(newest: Option<EntryId>) {
     NEWEST.set(NEWEST.get().max(newest));
 }
 
-/// An id greater than every one in the queue, also when the clock went back. [`layout::NEWEST`] tells what other
-/// processes gave out since this instance looked through the names, which it does once. (The directory's time would
-/// not do: whatever changes in there, after the clock went back, hides that a later id was given out.)
+/// An id greater than every one in the queue, also when the clock went back. An instance looks through the names
+/// once; [`layout::NEWEST`] tells what others gave out since. Each has a place of its own in there, so that nobody
+/// overwrites a greater one. (The directory's time would not do: whatever changes in there after the clock went back
+/// hides that a later id was given out.)
 fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
     let now = clock::unix_nanos(now);
     let noted = queue.newest().and_then(|file| file.read(0).ok());
-    let noted = noted.and_then(|(text, _)| EntryId::parse(std::str::from_utf8(&text).ok()?));
+    let noted = noted.and_then(|(text, _)| {
+        let ids = text.chunks(NOTE_LEN).map(|note| std::str::from_utf8(note.trim_ascii_end()));
+        ids.filter_map(|note| EntryId::parse(note.ok()?)).max()
+    });
     let mut newest = NEWEST.get().max(noted);
     if NEWEST.get().is_none() || noted.is_none() {
         queue.names(|name, _| {
@@ -220,6 +228,10 @@ fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
         })?;
     }
     let id = EntryId::after(newest, now, get_random_u64() as u32);
+    let place = PLACE.with(|place| *place.get_or_init(|| get_random_u64() % PLACES));
+    // Not synced: after a power failure there is no instance that has not looked through the names. What cannot be
+    // noted matters only where the clock goes back, too.
+    let _ = queue.newest().map(|file| file.write(format!("{id}\n").as_bytes(), place * NOTE_LEN as u64));
     NEWEST.set(Some(id));
     Ok(id)
 }

@@ -10,7 +10,7 @@
 //!   corrupt/<id>.<ts>/         damaged, with reason.txt
 //!   .staging/<anything>/       being written, or being removed: invisible, swept when old
 //!   .lease                     who replays, and until when, where there is no lock
-//!   .newest                    the last id given out, so that all processes give out greater ones
+//!   .newest                    the last ids given out, one a writer, so that all give out greater ones
 //! ```
 //!
 //! Invariants:
@@ -44,7 +44,7 @@ pub const SWEPT: &str = ".swept";
 pub const REJECTED: &str = "rejected";
 /// Entries that cannot be read.
 pub const CORRUPT: &str = "corrupt";
-/// The last id given out.
+/// The last ids given out.
 pub const NEWEST: &str = ".newest";
 /// The right to replay, of one who takes no lock; also held by one who does.
 pub const LEASE: &str = ".lease";

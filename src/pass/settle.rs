@@ -275,7 +275,7 @@ impl Pass {
 
     /// The answer to what the resource is, after 412.
     fn explained(&mut self, entry: &Entry, refusal: &Reply, now: &Reply) -> Step {
-        let already = || Some("already-applied: the server has it, and only the reply was lost".to_owned());
+        let already = || Some("already-applied: the server has just this".to_owned());
         let status = now.status;
         if let Some(why) = self.portal(now) {
             return self.backed_off(entry, format!("{UNASKED}: {why}"), now).into();

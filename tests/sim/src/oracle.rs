@@ -52,21 +52,27 @@ impl Facts<'_> {
     /// The server has it, and said so, or is known to have it.
     fn delivered(&self, id: &str) -> bool {
         self.of(id).iter().any(|seen| seen.applied.is_some() || (seen.answered.is_some() && success(seen)))
-            || self.found_gone(id)
+            || self.found_done(id)
     }
 
-    /// A DELETE was refused with 412, and a question told that the resource is not there.
-    fn found_gone(&self, id: &str) -> bool {
-        self.of(id).iter().any(|seen| {
-            let asked = |question: &&Seen| {
-                question.at > seen.at
+    /// A write was refused with 412, and a question told that the resource is as was wanted: not there, or empty. (No
+    /// other contents are equal: each has its mark.)
+    fn found_done(&self, id: &str) -> bool {
+        self.of(id).iter().filter(|seen| seen.status == Some(412)).any(|seen| {
+            let attempt = seen.mark.and_then(|mark| self.world.ledger.attempts.get(mark));
+            let wanted: &[u16] = match seen.method.as_str() {
+                "DELETE" => &[404, 410],
+                "PUT" if attempt.is_some_and(|attempt| attempt.body.is_empty()) => &[200],
+                _ => &[],
+            };
+            let asked = |question: &Seen| {
+                !question.is_write()
+                    && question.at > seen.at
                     && question.uri == seen.uri
                     && question.answered.is_some()
-                    && matches!(question.status, Some(404 | 410))
+                    && question.status.is_some_and(|status| wanted.contains(&status))
             };
-            seen.method == "DELETE"
-                && seen.status == Some(412)
-                && self.world.peer.seen.iter().filter(|seen| !seen.is_write()).any(|q| asked(&q))
+            self.world.peer.seen.iter().any(asked)
         })
     }
 
@@ -365,7 +371,7 @@ fn preconditions(facts: &Facts<'_>, wrong: &mut Vec<String>) {
             let ours = earlier.is_write() && earlier.key != seen.key && earlier.at < seen.at;
             let known = earlier.applied.is_some()
                 || (earlier.answered.is_some() && success(earlier))
-                || earlier.key.as_deref().is_some_and(|key| facts.found_gone(key));
+                || earlier.key.as_deref().is_some_and(|key| facts.found_done(key));
             ours && known && path(earlier) == path(seen)
         });
         let named = |value: &String| {
