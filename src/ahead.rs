@@ -1,8 +1,8 @@
 //! Pending entries in queue order, read some way ahead of what is sent: a delivered edit must find the next one
-//! of its resource before it is removed ([`crate::chain`]). Further ahead than [`WINDOW`], memory and the first
-//! reply's handling would grow with the queue; there, only a crash in the wrong moment lets the chain break,
-//! and what breaks it becomes a conflict, which is kept. The same holds for what waits for its time, where that
-//! is more than twice as much.
+//! of its resource before it is removed ([`crate::chain`]). Further ahead than `WINDOW`, memory and the first
+//! reply's handling would grow with the queue; there, the chain rests on what this process remembers, and if it
+//! dies in the wrong moment, there is a conflict, which is kept. The same holds for what waits for its time,
+//! where that is more than twice as much.
 
 use crate::Result;
 use crate::chain::{Link, Resource};

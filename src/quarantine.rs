@@ -186,22 +186,41 @@ pub fn corrupt(queue: &Queue, id: EntryId, reason: &str) -> Result<()> {
         let _ = sync_entry(queue, &queue.dir, &name);
         return aside(queue, id, CORRUPT);
     }
-    let staging = queue.staging()?;
-    let wrapper = format!("{name}.corrupt");
-    staging.remove(&wrapper)?;
-    staging.create_dir(&wrapper)?;
-    staging.write(&format!("{wrapper}/{REASON}"), reason.as_bytes(), queue.sync)?;
-    queue.dir.rename(&name, staging, &format!("{wrapper}/found"))?;
-    // The wrapper's names before that in the queue: it must not be durably gone from there first.
-    let moved = sync_entry(queue, staging, &wrapper).and_then(|()| {
-        let corrupt = queue.dir.open_or_create(CORRUPT)?;
-        move_aside(staging, &wrapper, &corrupt, &format!("{id}."))?;
-        Ok(corrupt)
-    });
-    let corrupt = moved.inspect_err(|_| {
-        let _ = staging.rename(&format!("{wrapper}/found"), &queue.dir, &name);
+    let corrupt = queue.dir.open_or_create(CORRUPT)?;
+    let wrapper = wrapper(&corrupt, id)?;
+    let path = format!("{wrapper}/{REASON}");
+    corrupt.remove(&path)?;
+    corrupt.write(&path, reason.as_bytes(), queue.sync)?;
+    // It must not be durably gone from the queue before there is durably a place for it.
+    sync_entry(queue, &corrupt, &wrapper)?;
+    sync_both(queue, &corrupt, &queue.dir)?;
+    let moved = corrupt.open(&wrapper)?;
+    queue.dir.rename(&name, &moved, FOUND)?;
+    sync_both(queue, &moved, &queue.dir).inspect_err(|_| {
+        let _ = moved.rename(FOUND, &queue.dir, &name);
+    })
+}
+
+/// What a damaged entry that is no directory is called in its place in `corrupt/`.
+const FOUND: &str = "found";
+
+/// A directory in `corrupt/` for something that is none itself: the one that was made for it when the process died.
+fn wrapper(corrupt: &Dir, id: EntryId) -> Result<String> {
+    let mut made = Vec::new();
+    corrupt.list(|name, _| {
+        made.extend(parse_aside(&name).is_some_and(|(of, _)| of == id).then_some(name.clone()))
     })?;
-    sync_both(queue, &corrupt, &queue.dir)
+    let empty = |name: &String| {
+        [META, FOUND]
+            .iter()
+            .all(|file| corrupt.stat(&format!("{name}/{file}")).is_err_and(|f| f.is_missing()))
+    };
+    if let Some(name) = made.into_iter().find(empty) {
+        return Ok(name);
+    }
+    let name = free_name(corrupt, &format!("{id}."));
+    corrupt.create_dir(&name)?;
+    Ok(name)
 }
 
 /// Makes the names in an entry's directory durable.
@@ -251,14 +270,20 @@ fn write_response(
     })
 }
 
-/// Renames to `prefix` and the time, with 4 random hex digits on a clash; the new name.
+/// Renames to `prefix` and the time; the new name.
 fn move_aside(from_dir: &Dir, from: &str, to_dir: &Dir, prefix: &str) -> Result<String> {
-    let mut to = format!("{prefix}{}", clock::compact(SystemTime::now()));
-    while to_dir.stat(&to).is_ok() {
-        to = format!("{prefix}{}-{:04x}", clock::compact(SystemTime::now()), get_random_u64() & 0xffff);
-    }
+    let to = free_name(to_dir, prefix);
     from_dir.rename(from, to_dir, &to)?;
     Ok(to)
+}
+
+/// `prefix` and the time, with 4 random hex digits on a clash.
+fn free_name(dir: &Dir, prefix: &str) -> String {
+    let mut name = format!("{prefix}{}", clock::compact(SystemTime::now()));
+    while dir.stat(&name).is_ok() {
+        name = format!("{prefix}{}-{:04x}", clock::compact(SystemTime::now()), get_random_u64() & 0xffff);
+    }
+    name
 }
 
 /// An entry wherever it is: the directory that holds it, its name there, and what that means.

@@ -82,7 +82,19 @@ fn restrict(outbox: &Path) -> std::io::Result<()> {
 pub(crate) struct Lock {
     // Given back first: whoever has the lock may have the lease.
     _lease: Lease,
-    _lock: File,
+    _lock: Locked,
+}
+
+/// A locked file.
+#[derive(Debug)]
+struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // Said, not left to the closing of the file: a child that was forked meanwhile has it open, too, until it
+        // runs its program.
+        let _ = self.0.unlock();
+    }
 }
 
 impl Lock {
@@ -102,7 +114,7 @@ impl Lock {
             .set_len(0)
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| writeln!(file, "{}", std::process::id()));
-        Ok(Lock { _lease: Lease::take(root.join(OUTBOX_DIR).join(LEASE))?, _lock: file })
+        Ok(Lock { _lease: Lease::take(root.join(OUTBOX_DIR).join(LEASE))?, _lock: Locked(file) })
     }
 
     /// The process that replays this root now, if there is one.
