@@ -267,6 +267,19 @@ impl File {
         self.0.read(CHUNK as u64, offset)
     }
 
+    /// What is in it, read from the start until there are `enough` bytes or no more.
+    pub fn read_all(&self, enough: u64) -> std::result::Result<Vec<u8>, ErrorCode> {
+        let mut content = Vec::new();
+        while (content.len() as u64) < enough {
+            let (chunk, end) = self.read(content.len() as u64)?;
+            content.extend_from_slice(&chunk);
+            if end || chunk.is_empty() {
+                break;
+            }
+        }
+        Ok(content)
+    }
+
     /// Writes all of it at an offset.
     pub fn write(&self, mut content: &[u8], mut offset: u64) -> std::result::Result<(), ErrorCode> {
         while !content.is_empty() {

@@ -198,11 +198,6 @@ thread_local! {
     static PLACE: OnceCell<u64> = const { OnceCell::new() };
 }
 
-/// Bytes of a note in [`layout::NEWEST`]: an id and a line's end.
-const NOTE_LEN: usize = 24;
-/// How many there may be: so many that two instances which queue at the same moment seldom share one.
-const PLACES: u64 = 256;
-
 /// Takes note of the greatest id of all names in the queue.
 pub fn seen(newest: Option<EntryId>) {
     NEWEST.set(NEWEST.get().max(newest));
@@ -214,9 +209,10 @@ pub fn seen(newest: Option<EntryId>) {
 /// hides that a later id was given out.)
 fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
     let now = clock::unix_nanos(now);
-    let noted = queue.newest().and_then(|file| file.read(0).ok());
-    let noted = noted.and_then(|(text, _)| {
-        let ids = text.chunks(NOTE_LEN).map(|note| std::str::from_utf8(note.trim_ascii_end()));
+    let noted = queue.newest().and_then(|file| file.read_all(layout::NOTES_LEN).ok());
+    let noted = noted.and_then(|text| {
+        let notes = text.chunks(layout::NOTE_LEN).filter(|note| !note.starts_with(&[0]));
+        let ids = notes.map(|note| std::str::from_utf8(note.trim_ascii_end()));
         ids.filter_map(|note| EntryId::parse(note.ok()?)).max()
     });
     let mut newest = NEWEST.get().max(noted);
@@ -228,10 +224,11 @@ fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
         })?;
     }
     let id = EntryId::after(newest, now, get_random_u64() as u32);
-    let place = PLACE.with(|place| *place.get_or_init(|| get_random_u64() % PLACES));
+    let place = PLACE.with(|place| *place.get_or_init(|| get_random_u64() % layout::NOTE_PLACES));
     // Not synced: after a power failure there is no instance that has not looked through the names. What cannot be
     // noted matters only where the clock goes back, too.
-    let _ = queue.newest().map(|file| file.write(format!("{id}\n").as_bytes(), place * NOTE_LEN as u64));
+    let _ =
+        queue.newest().map(|file| file.write(format!("{id}\n").as_bytes(), place * layout::NOTE_LEN as u64));
     NEWEST.set(Some(id));
     Ok(id)
 }

@@ -46,6 +46,12 @@ pub const REJECTED: &str = "rejected";
 pub const CORRUPT: &str = "corrupt";
 /// The last ids given out.
 pub const NEWEST: &str = ".newest";
+/// Bytes of a note in it: an id and a line's end.
+pub const NOTE_LEN: usize = 24;
+/// How many there may be: so many that two instances which queue at the same moment seldom share one.
+pub const NOTE_PLACES: u64 = 64;
+/// Its length, which it has from the start, so that one read gets all of it.
+pub const NOTES_LEN: u64 = NOTE_PLACES * NOTE_LEN as u64;
 /// The right to replay, of one who takes no lock; also held by one who does.
 pub const LEASE: &str = ".lease";
 /// What separates id and time in the name of a conflict.

@@ -245,6 +245,9 @@ impl Queue {
             return Some(file);
         }
         let opened = self.dir.open_or_create_file(layout::NEWEST).ok()?;
+        if opened.stat().ok()?.size < layout::NOTES_LEN {
+            opened.write(b"\n", layout::NOTES_LEN - 1).ok()?;
+        }
         Some(self.newest.get_or_init(|| opened))
     }
 

@@ -226,6 +226,15 @@ fn lost_replies(facts: &Facts<'_>, wrong: &mut Vec<String>) {
         if !matches!(done.method.as_str(), "PUT" | "DELETE") {
             continue;
         }
+        // A server that refuses the question tells nothing, and one that answers any status may lie.
+        let refused = |question: &Seen| {
+            let status = question.answered.and(question.status).unwrap_or_default();
+            let later = [401, 407, 408, 423, 425, 429].contains(&status);
+            !question.is_write() && question.uri == done.uri && (400..500).contains(&status) && !later
+        };
+        if facts.world.peer.seen.iter().any(refused) {
+            continue;
+        }
         let path = done.uri.split('?').next().unwrap_or_default();
         let changed = |(at, changed): &(u64, String)| changed == path && Some(*at) > done.applied;
         if !facts.world.peer.changes.iter().any(changed) {
