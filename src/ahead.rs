@@ -6,6 +6,7 @@
 
 use crate::Result;
 use crate::chain::{Link, Resource};
+use crate::enqueue;
 use crate::id::EntryId;
 use crate::key::{Key, Keys};
 use crate::precondition::Base;
@@ -19,6 +20,9 @@ const WINDOW: usize = 4096;
 /// The queue is listed again for what was queued meanwhile when so many times the last listing's cost has
 /// passed: that keeps it under 2 % of a pass however long the queue is.
 const LISTING_SHARE: u64 = 50;
+
+/// A listing that takes no longer, in nanoseconds, is made whenever a writer has noted a new id.
+const CHEAP: u64 = 5_000_000;
 
 /// Entries queued while a pass runs belong to it for so long, in nanoseconds; later ones to the next, so that
 /// what waits for its time gets its turn.
@@ -44,6 +48,7 @@ pub struct Ahead {
     opened_at: u64,
     listed_at: u64,
     listing_took: u64,
+    late: bool,
 }
 
 impl Ahead {
@@ -62,6 +67,7 @@ impl Ahead {
             opened_at,
             listed_at,
             listing_took: listed_at.saturating_sub(opened_at),
+            late: false,
         })
     }
 
@@ -170,16 +176,31 @@ impl Ahead {
     fn refresh(&mut self, queue: &Queue) -> u64 {
         let now = monotonic_clock::now();
         let due = self.listed_at.saturating_add(self.listing_took.saturating_mul(LISTING_SHARE));
-        if now < due || now.saturating_sub(self.opened_at) > OPEN_FOR {
+        let unseen =
+            || enqueue::noted(queue).is_some_and(|noted| self.newest.is_none_or(|newest| noted > newest));
+        if now < due && (self.listing_took > CHEAP || !unseen()) {
             return 0;
         }
-        let before = self.unread.len();
         // What cannot be listed now is left to the next pass.
-        let listed = queue.ids().unwrap_or_default();
-        self.unread.extend(listed.into_iter().filter(|id| self.newest.is_none_or(|newest| *id > newest)));
-        self.newest = self.unread.back().copied().or(self.newest);
+        let mut fresh = queue.ids().unwrap_or_default();
+        fresh.retain(|id| self.newest.is_none_or(|newest| *id > newest));
+        self.newest = fresh.last().copied().or(self.newest);
         self.listed_at = monotonic_clock::now();
         self.listing_took = self.listed_at.saturating_sub(now);
-        (self.unread.len() - before) as u64
+        let added = fresh.len() as u64;
+        if now.saturating_sub(self.opened_at) <= OPEN_FOR {
+            self.unread.extend(fresh);
+        } else if added > 0 {
+            self.late = true;
+            for entry in fresh.into_iter().filter_map(|id| queue.load(id).ok()) {
+                self.leave(entry);
+            }
+        }
+        added
+    }
+
+    /// Whether something was queued that the next pass is to send.
+    pub fn has_late(&self) -> bool {
+        self.late
     }
 }

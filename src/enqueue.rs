@@ -191,6 +191,14 @@ fn next_chunk(stream: &InputStream) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// The greatest id that a writer has noted.
+pub fn noted(queue: &Queue) -> Option<EntryId> {
+    let text = queue.newest()?.read_all(layout::NOTES_LEN).ok()?;
+    let notes = text.chunks(layout::NOTE_LEN).filter(|note| !note.starts_with(&[0]));
+    let ids = notes.map(|note| std::str::from_utf8(note.trim_ascii_end()));
+    ids.filter_map(|note| EntryId::parse(note.ok()?)).max()
+}
+
 thread_local! {
     /// The greatest id that this instance knows of.
     static NEWEST: Cell<Option<EntryId>> = const { Cell::new(None) };
@@ -209,12 +217,7 @@ pub fn seen(newest: Option<EntryId>) {
 /// hides that a later id was given out.)
 fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
     let now = clock::unix_nanos(now);
-    let noted = queue.newest().and_then(|file| file.read_all(layout::NOTES_LEN).ok());
-    let noted = noted.and_then(|text| {
-        let notes = text.chunks(layout::NOTE_LEN).filter(|note| !note.starts_with(&[0]));
-        let ids = notes.map(|note| std::str::from_utf8(note.trim_ascii_end()));
-        ids.filter_map(|note| EntryId::parse(note.ok()?)).max()
-    });
+    let noted = noted(queue);
     let mut newest = NEWEST.get().max(noted);
     if NEWEST.get().is_none() || noted.is_none() {
         queue.names(|name, _| {

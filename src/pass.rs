@@ -446,7 +446,9 @@ impl Pass {
             backoff::IDLE_TICK
         } else {
             let due = self.soonest.map(|due| due.duration_since(SystemTime::now()).unwrap_or_default());
-            due.unwrap_or(backoff::TICK).clamp(backoff::SOON, backoff::TICK)
+            let late = self.ahead.as_ref().is_some_and(Ahead::has_late);
+            let longest = if late { backoff::SOON } else { backoff::TICK };
+            due.unwrap_or(longest).clamp(backoff::SOON, longest)
         };
         report.next_delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         Ok(())

@@ -224,7 +224,11 @@ impl Pass {
         // Somebody else may have been faster than a HEAD: only the content proves that the version is ours.
         match self.queue.content(entry) {
             Ok(content) => Step::Ask(doing, "GET", Some(content)),
-            Err(_) => self.delivered(entry, &Validator::Unknown, None, detail).into(),
+            // Then nothing can be compared: the next edit keeps its base, and the server decides.
+            Err(_) => {
+                let detail = "which version that made is not known: body.bin cannot be read".to_owned();
+                self.remove(entry, Outcome::Delivered, Some(detail)).into()
+            }
         }
     }
 

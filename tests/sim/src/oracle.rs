@@ -2,8 +2,10 @@
 //! One function a property; [`PROPERTIES`] lists them. Those that can only be seen while something happens
 //! (what a listing shows, that a call succeeds) are noted on the spot, in `act.rs`, `peer.rs` and `run.rs`.
 
+mod versions;
+
 use crate::ledger::{Act, Attempt, Base};
-use crate::peer::{AUTHORITY, Seen};
+use crate::peer::{AUTHORITY, Change, Seen};
 use crate::plan::{Plan, Step, What};
 use crate::view::{self, Found, Place};
 use crate::world::World;
@@ -12,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 type Judge = fn(&Facts<'_>, &mut Vec<String>);
 
 /// What must hold.
-const PROPERTIES: [(&str, Judge); 15] = [
+const PROPERTIES: [(&str, Judge); 18] = [
     ("an acknowledged write ends in one named place", ends),
     ("a write is there once", once),
     ("corrupt is only what was damaged", corrupt),
@@ -28,6 +30,9 @@ const PROPERTIES: [(&str, Judge); 15] = [
     ("a request names its entry", names),
     ("a request carries its precondition", preconditions),
     ("nothing is sent elsewhere", elsewhere),
+    ("no foreign version is overwritten", versions::foreign),
+    ("our own chain never conflicts", versions::own),
+    ("sends are bounded", versions::sends),
 ];
 
 /// What a run left behind.
@@ -236,7 +241,7 @@ fn lost_replies(facts: &Facts<'_>, wrong: &mut Vec<String>) {
             continue;
         }
         let path = done.uri.split('?').next().unwrap_or_default();
-        let changed = |(at, changed): &(u64, String)| changed == path && Some(*at) > done.applied;
+        let changed = |change: &Change| change.path == path && Some(change.at) > done.applied;
         if !facts.world.peer.changes.iter().any(changed) {
             wrong.push(format!("{} is a conflict with itself", entry.name));
         }

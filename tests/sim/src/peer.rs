@@ -65,6 +65,10 @@ pub struct Seen {
     pub answered: Option<u64>,
     /// The validators in the reply.
     pub validators: Vec<String>,
+    /// The status was the server's mood, whatever the request was.
+    pub moody: bool,
+    /// The reply's content broke off.
+    pub cut: bool,
 }
 
 impl Seen {
@@ -88,8 +92,23 @@ pub struct Peer {
     pub mood: Mood,
     /// Everything it saw.
     pub seen: Vec<Seen>,
-    /// Changes of resources: the event and the path.
-    pub changes: Vec<(u64, String)>,
+    /// Changes of resources, in their order.
+    pub changes: Vec<Change>,
+}
+
+/// A resource was made, replaced or removed.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// The event.
+    pub at: u64,
+    /// The resource.
+    pub path: String,
+    /// The request that did it, as a place in [`Peer::seen`]; none where it was somebody else.
+    pub by: Option<usize>,
+    /// The ETag of what is there now; none where nothing is, or where that has none.
+    pub etag: Option<String>,
+    /// Something is there now.
+    pub exists: bool,
 }
 
 impl Peer {
@@ -98,14 +117,31 @@ impl Peer {
         Peer { seed, prefix: prefix.to_owned(), ..Peer::default() }
     }
 
-    /// Changes a resource, as anybody might.
-    pub fn put(&mut self, path: &str, body: Vec<u8>, now: u64) {
-        self.versions += 1;
+    /// How the versions of a resource are named.
+    fn style(&self, path: &str) -> u64 {
         let mut style = self.seed;
         for byte in path.bytes() {
             style = style.wrapping_mul(31).wrapping_add(u64::from(byte));
         }
-        let (etag, dated) = match Rng::new(style).below(5) {
+        Rng::new(style).below(5)
+    }
+
+    /// Whether all versions of a resource have strong ETags.
+    pub fn is_strong(&self, path: &str) -> bool {
+        self.style(path) > 2
+    }
+
+    /// Takes down that a resource has just changed.
+    pub fn changed(&mut self, at: u64, path: &str, by: Option<usize>) {
+        let version = self.resources.get(path);
+        let (exists, etag) = (version.is_some(), version.and_then(|v| v.etag.clone()));
+        self.changes.push(Change { at, path: path.to_owned(), by, etag, exists });
+    }
+
+    /// Changes a resource, as anybody might.
+    pub fn put(&mut self, path: &str, body: Vec<u8>, now: u64) {
+        self.versions += 1;
+        let (etag, dated) = match self.style(path) {
             0 => (None, false),
             1 => (None, true),
             2 => (Some(format!("W/\"v{}\"", self.versions)), true),
@@ -262,6 +298,8 @@ fn arrive(world: &Shared, process: usize, request: &Request<WasiBody>) -> usize 
         status: None,
         answered: None,
         validators: Vec::new(),
+        moody: false,
+        cut: false,
     };
     let number = world.peer.seen.len();
     world.say(|| {
@@ -377,8 +415,7 @@ fn serve(world: &mut World, number: usize, head: &http::request::Parts, received
     let seen = &mut world.peer.seen[number];
     if seen.is_write() && (200..300).contains(&status) {
         seen.applied = Some(event);
-        let change = (event, path.to_owned());
-        world.peer.changes.push(change);
+        world.peer.changed(event, path, Some(number));
         world.say(|| format!("        request {number} is applied"));
     }
     status
@@ -416,6 +453,8 @@ fn reply(world: &Shared, number: usize, status: u16, fate: &Fate) -> Reply {
     let seen = &mut world.peer.seen[number];
     seen.status = Some(status);
     seen.validators = validators;
+    seen.moody = fate.status.is_some();
+    seen.cut = fate.cut_reply;
     let chunks = content.chunks(16 * 1024).map(Bytes::copy_from_slice).collect();
     let body = Content { chunks, cut: fate.cut_reply };
     response.body(body.boxed_unsync()).map_err(|e| Error::InternalError(Some(e.to_string())))

@@ -3,6 +3,7 @@
 
 use crate::durable::{Loss, Odds};
 use crate::mood::{Mood, Trouble};
+use crate::peer::Peer;
 use crate::rng::Rng;
 use crate::world::{Crash, Faults, Op, Point};
 
@@ -203,6 +204,14 @@ impl Plan {
             together: rng.percent(40),
             trouble: rng.percent(70),
             replayers: if setting.lease { 2 } else { 1 },
+            chain: (seed % 8 == 7)
+                .then(|| {
+                    let peer = Peer::new(seed, "");
+                    ["/a", "/e", "/a/b", "/a/d", "/a/b/c.txt", "/f"]
+                        .into_iter()
+                        .find(|path| peer.is_strong(path))
+                })
+                .flatten(),
         };
         let count = rng.range(4, 14);
         let steps = (0..count).map(|_| Step { salt: rng.word(), what: theme.what(&mut rng) }).collect();
@@ -220,6 +229,9 @@ struct Theme {
     trouble: bool,
     /// How many processes replay: the first ones. All but the first do anything.
     replayers: u64,
+    /// Edits of one resource that has strong ETags, on top of each other, and passes that die. By the seed alone,
+    /// so that other seeds keep their plans.
+    chain: Option<&'static str>,
 }
 
 impl Theme {
@@ -229,7 +241,10 @@ impl Theme {
                 let percent = rng.pick(&[20, 50, 100]);
                 What::Mood(Mood { trouble: Trouble::any(rng), percent })
             }
-            8..12 => What::Foreign { path: path_of(rng.pick(&PATHS)), remove: rng.percent(25) },
+            8..12 => What::Foreign {
+                path: self.chain.unwrap_or_else(|| path_of(rng.pick(&PATHS))),
+                remove: rng.percent(25),
+            },
             12..17 => What::Wait(rng.pick(&[1, 31, 300, 4000, 90_000])),
             17..22 if self.clock => What::Jump(jump(rng)),
             22..24 if self.clock => What::Suspend(rng.range(1, 86_400)),
@@ -239,12 +254,26 @@ impl Theme {
         }
     }
 
+    fn write(&self, rng: &mut Rng) -> Write {
+        let any = write(rng);
+        match self.chain {
+            None => any,
+            Some(uri) => Write {
+                method: rng.pick(&["PUT", "PUT", "PUT", "PATCH", "DELETE"]),
+                uri,
+                len: any.len % 3000,
+                base: rng.pick(&[BaseWish::Current, BaseWish::Current, BaseWish::Current, BaseWish::None]),
+                stream: None,
+            },
+        }
+    }
+
     fn calls(&self, rng: &mut Rng) -> What {
         let mut calls = Vec::new();
         let count = if self.together && rng.percent(60) { rng.range(2, 3) as usize } else { 1 };
         for process in 0..count {
             let does = match rng.below(100) {
-                0..45 => Does::Enqueue(write(rng)),
+                0..45 => Does::Enqueue(self.write(rng)),
                 45..80 => Does::Replay {
                     wake: rng.percent(50),
                     resume: rng.percent(70),
@@ -262,7 +291,7 @@ impl Theme {
                 calls.push(Call { process, does });
             }
         }
-        let crash = (self.crashes && rng.percent(45)).then(|| {
+        let crash = ((self.crashes || self.chain.is_some()) && rng.percent(45)).then(|| {
             let power = rng.percent(65).then(|| loss(rng));
             Crash { victim: rng.below(calls.len() as u64) as usize, at: point(rng), power }
         });

@@ -133,12 +133,12 @@ impl Run<'_> {
             What::Foreign { path, remove } => {
                 let mut world = self.world.lock();
                 let body = format!("foreign {}", world.rng.word()).into_bytes();
-                let change = (world.event(), (*path).to_owned());
-                world.peer.changes.push(change);
+                let event = world.event();
                 match remove {
                     true => drop(world.peer.resources.remove(*path)),
                     false => world.peer.put(path, body, now),
                 }
+                world.peer.changed(event, path, None);
             }
             What::Wait(seconds) => {
                 self.clock.sleep(Duration::from_secs(*seconds)).await;
