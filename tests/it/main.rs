@@ -37,6 +37,7 @@ mod portal;
 mod profile;
 mod question;
 mod readme;
+mod recovery;
 mod resolve;
 mod resources;
 mod rng;
