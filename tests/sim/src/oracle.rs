@@ -1,5 +1,5 @@
 //! What must hold after every run, from the server's record, from what the clients were told and from the tree.
-//! One function a property; [`PROPERTIES`] lists them. Those that can only be seen while something happens
+//! One function a property; `PROPERTIES` lists them. Those that can only be seen while something happens
 //! (what a listing shows, that a call succeeds) are noted on the spot, in `act.rs`, `peer.rs` and `run.rs`.
 
 mod versions;
