@@ -2,7 +2,8 @@
 //! of its resource before it is removed ([`crate::chain`]). Further ahead than `WINDOW`, memory and the first
 //! reply's handling would grow with the queue; there, the chain rests on what this process remembers, and if it
 //! dies in the wrong moment, there is a conflict, which is kept. The same holds for what waits for its time,
-//! where that is more than twice as much.
+//! where that is more than twice as much, and for what is queued while a queue that is slow to list (`CHEAP`)
+//! is replayed.
 
 use crate::Result;
 use crate::chain::{Link, Resource};

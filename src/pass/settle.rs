@@ -14,8 +14,9 @@ use crate::exchange::{Content, Exchange, Failure, Reply, Request};
 use crate::id::EntryId;
 use crate::outcome::{Verdict, originals, verdict};
 use crate::precondition::Validator;
-use crate::quarantine::{self, Current};
+use crate::quarantine;
 use crate::queue::{Entry, Unloadable};
+use crate::response::Current;
 use crate::{Result, backoff, clock, guest, headers};
 use std::time::{Duration, SystemTime};
 use wasi::clocks::monotonic_clock;
@@ -215,7 +216,7 @@ impl Pass {
     /// Asks which version a write has made that the server took, if the next edit needs to know.
     pub(super) fn learn(&mut self, entry: &Entry, status: u16, detail: Option<String>) -> Step {
         if !self.is_continued(entry) {
-            return self.delivered(entry, &Validator::Unknown, None, detail).into();
+            return self.remove(entry, Outcome::Delivered, detail).into();
         }
         let doing = Doing::Learning(status);
         if entry.meta.method != "PUT" {

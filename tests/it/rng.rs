@@ -1,12 +1,12 @@
 //! Random numbers from a seed that is printed: a run that failed is repeated by setting the variable to it.
 
-/// SplitMix64: small, and good enough to choose with.
+/// The simulator's generator, with a seed that can be given.
 #[derive(Debug, Clone)]
-pub struct Rng(u64);
+pub struct Rng(outbox_sim::rng::Rng);
 
 impl Rng {
     pub fn new(seed: u64) -> Rng {
-        Rng(seed)
+        Rng(outbox_sim::rng::Rng::new(seed))
     }
 
     /// From the variable's seed, or a fresh one. What it is shows where a test fails.
@@ -16,20 +16,16 @@ impl Rng {
             Err(_) => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
         };
         eprintln!("{variable}={seed}");
-        Rng(seed)
+        Rng(outbox_sim::rng::Rng::new(seed))
     }
 
     /// Another generator, for a thread of its own.
     pub fn fork(&mut self) -> Rng {
-        Rng(self.next())
+        Rng::new(self.next())
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.word()
     }
 
     /// Below this.
