@@ -274,6 +274,7 @@ impl Builder {
                     ca: self.ca.clone(),
                     connect_timeout: self.connect_timeout,
                     idle_timeout: self.idle_timeout,
+                    many: self.concurrency > 1,
                 };
                 Egress::to(origin.clone(), self.credential.clone(), runtime.0.pool.client(&dial)?)
             }

@@ -183,6 +183,7 @@ mod tests {
             ca: None,
             connect_timeout: std::time::Duration::from_secs(5),
             idle_timeout: std::time::Duration::from_secs(5),
+            many: false,
         };
         let client = crate::pool::Pool::default().client(&dial).unwrap();
         let asked = Arc::new(std::sync::atomic::AtomicBool::new(false));

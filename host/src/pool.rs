@@ -13,6 +13,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::task::JoinHandle;
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
 /// How long an idle connection is kept: less than the 60 s after which common servers close theirs, so that a
@@ -30,59 +32,108 @@ pub(crate) struct Dial {
     pub(crate) connect_timeout: Duration,
     /// How long data may stay unacknowledged.
     pub(crate) idle_timeout: Duration,
+    /// Several requests are under way at once.
+    pub(crate) many: bool,
 }
 
-/// Clients by what they differ in. A connection is carried by the thread of the outbox that opened it, which
-/// spares each request several hand-overs between threads; when that outbox goes, its connections go.
+/// Clients by what they differ in. Where several requests are under way at once, a thread of the pool carries the
+/// connections, beside the outbox's own, which is busy with files. Where there is one at a time, the outbox's
+/// thread carries its connection: that spares each request several hand-overs, and the thread would only wait.
 #[derive(Default)]
-pub(crate) struct Pool(Mutex<HashMap<Dial, Client>>);
+pub(crate) struct Pool {
+    clients: Mutex<HashMap<Dial, Client>>,
+    carrier: Mutex<Option<Runtime>>,
+}
 
 impl Pool {
     pub(crate) fn client(&self, dial: &Dial) -> Result<Client, Error> {
-        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(dial) {
             return Ok(client.clone());
         }
-        let client = Client::new(dial)?;
+        let carrier = if dial.many { Some(self.carrier()?) } else { None };
+        let client = Client { http: http(dial)?, carrier };
         clients.insert(dial.clone(), client.clone());
         Ok(client)
+    }
+
+    fn carrier(&self) -> Result<Handle, Error> {
+        let mut carrier = self.carrier.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(runtime) = &*carrier {
+            return Ok(runtime.handle().clone());
+        }
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("outbox-network")
+            .enable_all()
+            .build()
+            .map_err(|e| Error::Component(format!("no thread for the network can be started: {e}")))?;
+        Ok(carrier.insert(runtime).handle().clone())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let carrier = self.carrier.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Waiting for it would be an error where this is dropped by a task.
+        if let Some(runtime) = carrier.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
 /// Sends requests.
 #[derive(Clone)]
-pub(crate) struct Client(legacy::Client<HttpsConnector<HttpConnector>, WasiBody>);
+pub(crate) struct Client {
+    http: legacy::Client<HttpsConnector<HttpConnector>, WasiBody>,
+    carrier: Option<Handle>,
+}
+
+/// A request that ends when nobody waits for its reply any more.
+struct Sent(JoinHandle<Result<Response<Incoming>, legacy::Error>>);
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 impl Client {
-    fn new(dial: &Dial) -> Result<Client, Error> {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        // Without it, a request of two segments waits 40 ms for a delayed acknowledgement.
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(dial.connect_timeout));
-        tcp.set_keepalive(Some(IDLE));
-        #[cfg(any(target_os = "android", target_os = "linux"))]
-        tcp.set_tcp_user_timeout(Some(dial.idle_timeout));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(dial)?)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(tcp);
-        let client = legacy::Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE)
-            .pool_timer(TokioTimer::new())
-            // The target's host is the origin's; over HTTP/1.1 the guest's Host header says the same.
-            .set_host(true)
-            .build(connector);
-        Ok(Client(client))
-    }
-
     /// Sends a request. A connection that turns out to be closed is replaced only where none of the request
     /// had been sent.
     pub(crate) async fn send(&self, mut request: Request<WasiBody>) -> Result<Response<Incoming>, HttpError> {
         *request.version_mut() = Version::HTTP_11;
-        self.0.request(request).await.map_err(|error| classify(&error))
+        let reply = self.http.request(request);
+        let reply = match &self.carrier {
+            None => reply.await,
+            Some(carrier) => {
+                (&mut Sent(carrier.spawn(reply)).0).await.map_err(|_| HttpError::ConnectionTerminated)?
+            }
+        };
+        reply.map_err(|error| classify(&error))
     }
+}
+
+fn http(dial: &Dial) -> Result<legacy::Client<HttpsConnector<HttpConnector>, WasiBody>, Error> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    // Without it, a request of two segments waits 40 ms for a delayed acknowledgement.
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(dial.connect_timeout));
+    tcp.set_keepalive(Some(IDLE));
+    #[cfg(any(target_os = "android", target_os = "linux"))]
+    tcp.set_tcp_user_timeout(Some(dial.idle_timeout));
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls(dial)?)
+        .https_or_http()
+        .enable_all_versions()
+        .wrap_connector(tcp);
+    Ok(legacy::Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(IDLE)
+        .pool_timer(TokioTimer::new())
+        // The target's host is the origin's; over HTTP/1.1 the guest's Host header says the same.
+        .set_host(true)
+        .build(connector))
 }
 
 fn tls(dial: &Dial) -> Result<ClientConfig, Error> {
