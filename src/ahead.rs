@@ -12,6 +12,7 @@ use crate::id::EntryId;
 use crate::key::{Key, Keys};
 use crate::precondition::Base;
 use crate::queue::{Entry, Queue, Unloadable};
+use crate::upstream::Upstream;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use wasi::clocks::monotonic_clock;
 
@@ -140,7 +141,12 @@ impl Ahead {
 
     /// A later entry that makes this PUT superfluous: a PUT or DELETE of the very same path and query that is
     /// based on no other version, with nothing in between that concerns the resource.
-    pub fn superseder(&mut self, queue: &Queue, of: &Entry) -> (Option<&mut Entry>, u64) {
+    pub fn superseder(
+        &mut self,
+        queue: &Queue,
+        upstream: &Upstream,
+        of: &Entry,
+    ) -> (Option<&mut Entry>, u64) {
         let added = self.refresh(queue);
         while self.read.len() < WINDOW && self.read_one(queue) {}
         if self.forgotten {
@@ -150,7 +156,7 @@ impl Ahead {
         let mut keys = Keys::default();
         keys.insert(Key::of(&of.meta.raw_uri), 0);
         let mut later = self.entries.range_mut(of.id..).filter(|(id, _)| **id > of.id);
-        let next = later.find(|(_, entry)| keys.related(&Key::of(&entry.meta.raw_uri)));
+        let next = later.find(|(_, entry)| upstream.keys(&entry.meta).iter().any(|key| keys.related(key)));
         let next = next.map(|(_, entry)| entry).filter(|next| {
             let whole = matches!(next.meta.method.as_str(), "PUT" | "DELETE");
             let undone = next.meta.method == "DELETE" && of.base() == Base::Absent;

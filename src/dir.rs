@@ -144,16 +144,15 @@ impl Dir {
 
     /// Reads a whole file of at most `limit` bytes.
     pub fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>> {
-        let (file, _) = self.open_file(path)?;
-        let mut content = Vec::new();
+        let (file, size) = self.open_file(path)?;
+        // A byte more tells whether it was replaced by a longer one meanwhile.
+        let mut wanted = size.min(limit) + 1;
         loop {
-            let (chunk, end) = file.read(content.len() as u64).map_err(at("read", path))?;
-            content.extend_from_slice(&chunk);
-            if content.len() as u64 > limit {
-                return Err(at("read", path)(ErrorCode::FileTooLarge));
-            }
-            if end || chunk.is_empty() {
-                return Ok(content);
+            let content = file.read_all(wanted).map_err(at("read", path))?;
+            match content.len() as u64 {
+                len if len > limit => return Err(at("read", path)(ErrorCode::FileTooLarge)),
+                len if len < wanted => return Ok(content),
+                _ => wanted = limit + 1,
             }
         }
     }
@@ -262,18 +261,23 @@ impl Dir {
 pub struct File(Descriptor);
 
 impl File {
-    /// Up to [`CHUNK`] bytes at an offset, and whether the file ends there.
-    pub fn read(&self, offset: u64) -> std::result::Result<(Vec<u8>, bool), ErrorCode> {
-        self.0.read(CHUNK as u64, offset)
+    /// Up to `wanted` bytes at an offset, [`CHUNK`] at most, and whether the file ends there. Not more than is
+    /// wanted: wasmtime clears as much memory as is asked for.
+    pub fn read(&self, offset: u64, wanted: u64) -> std::result::Result<(Vec<u8>, bool), ErrorCode> {
+        self.0.read(wanted.min(CHUNK as u64), offset)
     }
 
     /// What is in it, read from the start until there are `enough` bytes or no more.
     pub fn read_all(&self, enough: u64) -> std::result::Result<Vec<u8>, ErrorCode> {
         let mut content = Vec::new();
         while (content.len() as u64) < enough {
-            let (chunk, end) = self.read(content.len() as u64)?;
-            content.extend_from_slice(&chunk);
-            if end || chunk.is_empty() {
+            let offset = content.len() as u64;
+            let (chunk, end) = self.read(offset, enough - offset)?;
+            match content.is_empty() {
+                true => content = chunk,
+                false => content.extend_from_slice(&chunk),
+            }
+            if end || content.len() as u64 == offset {
                 break;
             }
         }

@@ -105,7 +105,8 @@ fn stage(
             let (file, _) = dir.open_file(path)?;
             loop {
                 let doing = || format!("cannot read {path}");
-                let (chunk, end) = file.read(writer.len).map_err(|code| Fault { doing: doing(), code })?;
+                let (chunk, end) =
+                    file.read(writer.len, CHUNK as u64).map_err(|code| Fault { doing: doing(), code })?;
                 writer.write(&chunk, admit)?;
                 if end || chunk.is_empty() {
                     break;

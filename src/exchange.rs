@@ -9,6 +9,7 @@
 
 use crate::dir::File;
 use crate::upstream::Upstream;
+use std::cell::OnceCell;
 use std::time::Duration;
 use wasi::clocks::monotonic_clock;
 use wasi::http::outgoing_handler;
@@ -140,9 +141,10 @@ pub struct Exchange {
     last_progress: u64,
 }
 
-// In each of these, fields are dropped in order, and WASI wants children dropped before their parents.
+// In each of these, fields are dropped in order, and WASI wants children dropped before their parents. What is
+// there at once, as a small body's room and a short reply's end are, is never polled for.
 struct Sending {
-    ready: Pollable,
+    ready: OnceCell<Pollable>,
     stream: OutputStream,
     outgoing: OutgoingBody,
     body: Body,
@@ -156,7 +158,7 @@ struct Waiting {
 }
 
 struct Reading {
-    ready: Pollable,
+    ready: OnceCell<Pollable>,
     stream: InputStream,
     _body: IncomingBody,
     reply: Reply,
@@ -206,7 +208,7 @@ impl Exchange {
             body_len,
             cut_short: false,
             sending: sending.map(|(body, outgoing, stream)| Sending {
-                ready: stream.subscribe(),
+                ready: OnceCell::new(),
                 stream,
                 outgoing,
                 body,
@@ -225,10 +227,11 @@ impl Exchange {
 
     /// What to poll for.
     pub fn pollables(&self) -> impl Iterator<Item = &Pollable> {
-        let sending = self.sending.as_ref().map(|s| &s.ready);
+        let sending = self.sending.as_ref().map(|s| s.ready.get_or_init(|| s.stream.subscribe()));
         let waiting = self.waiting.as_ref().map(|w| &w.ready);
         // A stream at its end is ready for ever.
-        let reading = self.reading.as_ref().filter(|r| !r.over).map(|r| &r.ready);
+        let reading = self.reading.as_ref().filter(|r| !r.over);
+        let reading = reading.map(|r| r.ready.get_or_init(|| r.stream.subscribe()));
         sending.into_iter().chain(waiting).chain(reading)
     }
 
@@ -312,7 +315,7 @@ impl Exchange {
         let reply = Reply { status, headers, body_start: Vec::new(), same: false };
         let comparison = self.compare.take().filter(|content| reply.may_be(content));
         self.reading = Some(Reading {
-            ready: stream.subscribe(),
+            ready: OnceCell::new(),
             stream,
             _body: body,
             reply,
@@ -370,16 +373,14 @@ impl Sending {
         while self.offset < self.body.len {
             let room = match self.stream.check_write() {
                 Ok(0) => return Ok(Sent::Waiting),
-                Ok(room) => usize::try_from(room).unwrap_or(usize::MAX),
+                Ok(room) => room,
                 Err(_) => return Ok(Sent::Broken),
             };
-            let (mut chunk, _) = self
+            let (chunk, _) = self
                 .body
                 .file
-                .read(self.offset)
+                .read(self.offset, room.min(self.body.len - self.offset))
                 .map_err(|code| Failure::Unreadable(format!("cannot read body.bin: {}", code.name())))?;
-            let left = usize::try_from(self.body.len - self.offset).unwrap_or(usize::MAX);
-            chunk.truncate(room.min(left));
             if chunk.is_empty() {
                 return Err(Failure::Damaged(format!("body.bin ends at byte {}", self.offset)));
             }

@@ -44,7 +44,14 @@ impl EntryId {
 
 impl fmt::Display for EntryId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}-{:06x}", self.nanos, self.random)
+        let mut text = [b'-'; 23];
+        let (nanos, rest) = text.split_at_mut(16);
+        let (_, random) = rest.split_at_mut(1);
+        let [_, low @ ..] = self.random.to_be_bytes();
+        let written = hex::encode_to_slice(self.nanos.to_be_bytes(), nanos)
+            .and_then(|()| hex::encode_to_slice(low, random));
+        written.map_err(|_| fmt::Error)?;
+        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
 

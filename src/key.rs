@@ -1,6 +1,6 @@
 //! Which writes concern the same resource. An entry's key is the path of its request without the query;
 //! two entries are related when one's key is the other's, or an ancestor or descendant of it: deleting a
-//! collection concerns all that is in it.
+//! collection concerns all that is in it. A COPY or MOVE has its destination as a second key.
 
 use percent_encoding::percent_decode_str;
 use std::borrow::Borrow;
@@ -8,26 +8,28 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 /// A path, decoded and without empty and dot segments, so that spellings that a server may take for one
-/// resource (`/a%62`, `/ab/`, `/x/../ab`) are one key. The root is the empty key, related to all.
+/// resource (`/a%62`, `/ab/`, `/x/../ab`) are one key. Each segment ends with a slash, so that a key above is a
+/// prefix. The root is the empty key, related to all.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(Vec<Vec<u8>>);
+pub struct Key(Vec<u8>);
 
 impl Key {
     /// The key of a request's path and query.
     pub fn of(raw_uri: &str) -> Key {
         let path = raw_uri.split_once('?').map_or(raw_uri, |(path, _)| path);
         let decoded: Vec<u8> = percent_decode_str(path).collect();
-        let mut segments: Vec<Vec<u8>> = Vec::new();
+        let mut key: Vec<u8> = Vec::with_capacity(decoded.len() + 1);
         for segment in decoded.split(|b| *b == b'/') {
             match segment {
                 b"" | b"." => {}
-                b".." => {
-                    segments.pop();
+                b".." => key.truncate(above(&key).map_or(0, <[u8]>::len)),
+                name => {
+                    key.extend_from_slice(name);
+                    key.push(b'/');
                 }
-                name => segments.push(name.to_vec()),
             }
         }
-        Key(segments)
+        Key(key)
     }
 
     /// The key to which every other is related.
@@ -36,9 +38,16 @@ impl Key {
     }
 }
 
-/// Keys are ordered as their segments are.
-impl Borrow<[Vec<u8>]> for Key {
-    fn borrow(&self) -> &[Vec<u8>] {
+/// The key above; none above the root.
+fn above(key: &[u8]) -> Option<&[u8]> {
+    let (_, inner) = key.split_last()?;
+    let end = inner.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
+    key.get(..end)
+}
+
+/// Keys are ordered as their bytes are.
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
         &self.0
     }
 }
@@ -82,24 +91,28 @@ impl Keys {
         if self.0.is_empty() {
             return false;
         }
-        // Descendants, and the key itself, follow it immediately in the order of segments.
+        // Descendants, and the key itself, follow it immediately.
         let mut below = self.0.range::<Key, _>(key..).take_while(|(found, _)| found.0.starts_with(&key.0));
         below.any(|(_, held)| held.first < limit) || self.above_before(key, limit)
     }
 
     /// Whether a key above `key` came with a number below `limit`. A path may have thousands of segments; so the
-    /// lengths that a key above may have are not tried one by one: what comes last before one says how many
-    /// of them cannot be there.
+    /// keys above are not tried one by one: what comes last before one says how many of them cannot be there.
     fn above_before(&self, key: &Key, limit: u64) -> bool {
-        let mut shorter_than = key.0.len();
-        while let Some(above) = shorter_than.checked_sub(1).and_then(|len| key.0.get(..len)) {
-            let up_to = (Bound::Unbounded, Bound::Included(above));
-            let Some((found, held)) = self.0.range::<[Vec<u8>], _>(up_to).next_back() else { return false };
-            let common = found.0.iter().zip(above).take_while(|(a, b)| a == b).count();
-            shorter_than = match common == found.0.len() {
-                true if held.first < limit => return true,
-                true => common,
-                false => common + 1,
+        let mut next = above(&key.0);
+        while let Some(candidate) = next {
+            let up_to = (Bound::Unbounded, Bound::Included(candidate));
+            let Some((found, held)) = self.0.range::<[u8], _>(up_to).next_back() else { return false };
+            let common = found.0.iter().zip(candidate).take_while(|(a, b)| a == b).count();
+            let is_above = common == found.0.len();
+            if is_above && held.first < limit {
+                return true;
+            }
+            // The longest key above that is no longer than what they share, or shorter than what was found.
+            next = match candidate.get(..common) {
+                Some(shared) if !is_above && (shared.is_empty() || shared.ends_with(b"/")) => Some(shared),
+                Some(shared) => above(shared),
+                None => None,
             };
         }
         false
@@ -136,5 +149,32 @@ mod tests {
         assert!(!keys.related(&Key::of("/a/b")));
         keys.insert(Key::everything(), 1);
         assert!(keys.related(&Key::of("/z")));
+    }
+
+    #[test]
+    fn a_set_answers_as_its_keys_do_one_by_one() {
+        let mut state = 1u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for _ in 0..20_000 {
+            // Names of which some start as others do.
+            let mut path = |depth: u64| {
+                let names = ["a", "ab", "b", "a.", "a0"];
+                (0..random(depth)).map(|_| format!("/{}", names[random(5) as usize])).collect::<String>()
+            };
+            let paths: Vec<String> = (0..6).map(|_| path(5)).collect();
+            let asked = Key::of(&path(6));
+            let mut keys = Keys::default();
+            let mut found = false;
+            for (number, path) in paths.iter().enumerate() {
+                let key = Key::of(path);
+                let near = key.0.starts_with(&asked.0) || asked.0.starts_with(&key.0);
+                found |= near && number < 3;
+                keys.insert(key, number as u64);
+            }
+            assert_eq!(keys.related_before(&asked, 3), found, "{asked:?} in {paths:?}");
+        }
     }
 }

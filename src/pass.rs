@@ -175,21 +175,20 @@ impl Pass {
                 self.finish()?;
                 return Ok(None);
             }
-            self.work_ahead()?;
+            let more = self.work_ahead()?;
             if self.events.is_empty() {
-                self.wait();
+                self.wait(more);
             }
         }
     }
 
-    /// Does what can be done while requests are under way.
-    fn work_ahead(&mut self) -> Result<()> {
-        self.removals.sync_when_due(&self.queue)?;
-        self.removals.erase_one(&self.queue);
+    /// Does some of what can be done while requests are under way; whether there is more.
+    fn work_ahead(&mut self) -> Result<bool> {
         if self.next.is_none() && self.answered && !self.stopping {
             self.next = self.next_entry()?;
         }
-        Ok(())
+        self.removals.sync_when_due(&self.queue)?;
+        Ok(self.removals.erase_some(&self.queue))
     }
 
     /// Starts what may be started.
@@ -264,7 +263,7 @@ impl Pass {
             Err(unloadable) => {
                 // What it concerns is not known, so nothing later may overtake it in this pass.
                 if matches!(unloadable, Unloadable::Io(_)) && !self.config.original {
-                    self.schedule.stick(Key::everything());
+                    self.schedule.stick(vec![Key::everything()]);
                 }
                 self.unloadable(id, unloadable);
                 return None;
@@ -278,11 +277,11 @@ impl Pass {
             let _ = self.queue.save_state_durably(id, &entry.state);
         }
         if !self.is_due(&entry) || self.is_held(&mut entry) {
-            self.schedule.stick(self.key(&entry));
+            self.schedule.stick(self.keys(&entry));
             self.leave(entry);
             return None;
         }
-        match self.schedule.offer(self.key(&entry), id) {
+        match self.schedule.offer(self.keys(&entry), id) {
             Offered::Go(turn, _) => Some(self.prepare(turn, entry)),
             Offered::Stuck => {
                 self.leave(entry);
@@ -304,11 +303,11 @@ impl Pass {
         }
     }
 
-    fn key(&self, entry: &Entry) -> Key {
+    fn keys(&self, entry: &Entry) -> Vec<Key> {
         // The original's order: one at a time, and nothing is ever stuck.
         match self.config.strict_order || self.config.original {
-            true => Key::everything(),
-            false => Key::of(&entry.meta.raw_uri),
+            true => vec![Key::everything()],
+            false => self.upstream.keys(&entry.meta),
         }
     }
 
@@ -394,12 +393,13 @@ impl Pass {
         Timeouts { connect: self.config.connect_timeout, idle: self.config.idle_timeout }
     }
 
-    /// Waits until something moves, and follows it up.
-    fn wait(&mut self) {
+    /// Waits until something moves, and follows it up; with `busy`, only looks.
+    fn wait(&mut self, busy: bool) {
         let now = monotonic_clock::now();
         let deadline = self.flights.iter().map(|f| f.exchange.deadline()).min().unwrap_or(now);
         let until = self.removals.sync_due().map_or(deadline, |due| due.min(deadline));
-        let timer = monotonic_clock::subscribe_duration(until.saturating_sub(now).min(HEARTBEAT));
+        let patience = if busy { 0 } else { until.saturating_sub(now).min(HEARTBEAT) };
+        let timer = monotonic_clock::subscribe_duration(patience);
         let mut owners: Vec<usize> = Vec::new();
         let mut pollables: Vec<&Pollable> = Vec::new();
         for (index, flight) in self.flights.iter().enumerate() {
@@ -415,6 +415,7 @@ impl Pass {
         for index in ready {
             match owners.get(index as usize) {
                 Some(owner) => moved.push(*owner),
+                None if busy && now < deadline => {}
                 None => moved.extend(0..self.flights.len()),
             }
         }

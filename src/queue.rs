@@ -4,7 +4,7 @@ use crate::bindings::exports::zddc::outbox::queue::Counts;
 use crate::bindings::types;
 use crate::clock;
 use crate::config::Config;
-use crate::dir::{DescriptorType, Dir, ErrorCode, Fault, File, kind_name};
+use crate::dir::{CHUNK, DescriptorType, Dir, ErrorCode, Fault, File, kind_name};
 use crate::exchange::Content;
 use crate::id::EntryId;
 use crate::layout::{
@@ -419,8 +419,9 @@ pub fn digest_of(name: &str, file: &File) -> std::result::Result<String, Unloada
     let mut offset = 0;
     loop {
         let doing = || format!("cannot read {name}/{BODY}");
-        let (chunk, end) =
-            file.read(offset).map_err(|code| Unloadable::Io(Fault { doing: doing(), code }.into()))?;
+        let (chunk, end) = file
+            .read(offset, CHUNK as u64)
+            .map_err(|code| Unloadable::Io(Fault { doing: doing(), code }.into()))?;
         hash.update(&chunk);
         offset += chunk.len() as u64;
         if end || chunk.is_empty() {

@@ -1,6 +1,6 @@
-//! Removing delivered entries. An entry leaves the queue by a rename, which is made durable once a second and at
-//! the end of the pass rather than for each entry: a power failure in between repeats at most the deliveries of
-//! that second, with the same Idempotency-Key. Its files are deleted after that.
+//! Removing delivered entries. An entry leaves the queue by a rename, which is made durable together with others:
+//! after a tenth of a second, on a slow disk after a second, and at the end of the pass. A power failure in between
+//! repeats at most the deliveries of that time, with the same Idempotency-Key. Its files are deleted after that.
 
 use crate::Result;
 use crate::id::EntryId;
@@ -8,8 +8,13 @@ use crate::queue::Queue;
 use std::collections::VecDeque;
 use wasi::clocks::monotonic_clock;
 
-/// How long a removal may stay volatile, in nanoseconds.
-const SYNC_EVERY: u64 = 1_000_000_000;
+/// How long a removal may stay volatile, in nanoseconds: as long as so many syncs take, and in these bounds.
+const SYNC_SHARE: u64 = 20;
+const SYNC_SOONEST: u64 = 100_000_000;
+const SYNC_LATEST: u64 = 1_000_000_000;
+
+/// How long files are deleted in one go, in nanoseconds: a reply may come in meanwhile.
+const STEP: u64 = 500_000;
 
 /// Entries on their way out.
 #[derive(Debug, Default)]
@@ -20,6 +25,8 @@ pub struct Removals {
     durable: usize,
     /// Monotonic: when the others must be. None when there are none.
     due: Option<u64>,
+    /// How long the last sync took, in nanoseconds.
+    sync_took: u64,
 }
 
 impl Removals {
@@ -27,7 +34,8 @@ impl Removals {
     pub fn remove(&mut self, queue: &Queue, id: EntryId) -> Result<()> {
         queue.retire(&queue.dir, &id.to_string())?;
         self.retired.push_back(id);
-        self.due.get_or_insert_with(|| monotonic_clock::now().saturating_add(SYNC_EVERY));
+        let wait = self.sync_took.saturating_mul(SYNC_SHARE).clamp(SYNC_SOONEST, SYNC_LATEST);
+        self.due.get_or_insert_with(|| monotonic_clock::now().saturating_add(wait));
         Ok(())
     }
 
@@ -36,7 +44,7 @@ impl Removals {
         self.due
     }
 
-    /// Makes the removals durable if the first has waited for a second.
+    /// Makes the removals durable if the first has waited long enough.
     pub fn sync_when_due(&mut self, queue: &Queue) -> Result<()> {
         match self.due {
             Some(due) if monotonic_clock::now() >= due => self.sync(queue),
@@ -44,14 +52,23 @@ impl Removals {
         }
     }
 
-    /// Deletes the files of one entry that is durably out.
-    pub fn erase_one(&mut self, queue: &Queue) {
+    /// Deletes files of entries that are durably out, for a moment; whether there are more.
+    pub fn erase_some(&mut self, queue: &Queue) -> bool {
+        if self.durable > 0 {
+            let until = monotonic_clock::now().saturating_add(STEP);
+            while self.erase_one(queue) && monotonic_clock::now() < until {}
+        }
+        self.durable > 0
+    }
+
+    fn erase_one(&mut self, queue: &Queue) -> bool {
         if self.durable > 0
             && let Some(id) = self.retired.pop_front()
         {
             self.durable -= 1;
             queue.erase(&id.to_string());
         }
+        self.durable > 0
     }
 
     /// Ends the removals of a pass.
@@ -59,9 +76,7 @@ impl Removals {
         if self.due.is_some() {
             self.sync(queue)?;
         }
-        while self.durable > 0 {
-            self.erase_one(queue);
-        }
+        while self.erase_one(queue) {}
         Ok(())
     }
 
@@ -70,7 +85,9 @@ impl Removals {
         // files stay for the sweep.
         self.due = None;
         let volatile = self.retired.split_off(self.durable);
+        let started = monotonic_clock::now();
         queue.sync_dir()?;
+        self.sync_took = monotonic_clock::now().saturating_sub(started);
         self.retired.extend(volatile);
         self.durable = self.retired.len();
         Ok(())

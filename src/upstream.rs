@@ -1,5 +1,7 @@
 //! Where requests go: one origin, optionally with a path prefix.
 
+use crate::key::Key;
+use crate::meta::Meta;
 use crate::{Error, Invalid, Result};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use wasi::http::types::Scheme;
@@ -68,6 +70,18 @@ impl Upstream {
         target.extend(utf8_percent_encode(raw_uri, ESCAPED));
         target
     }
+
+    /// What a write concerns: its own path, and that to which it copies or moves (RFC 4918 section 10.3). The latter
+    /// is the server's spelling, with the prefix, and may be a whole URL.
+    pub fn keys(&self, meta: &Meta) -> Vec<Key> {
+        let destination = meta.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("destination"));
+        let path = destination.map(|(_, value)| match value.split_once("://") {
+            Some((_, rest)) => rest.find('/').map_or("/", |slash| rest.get(slash..).unwrap_or("/")),
+            None => value,
+        });
+        let below = path.map(|path| path.strip_prefix(&*self.prefix).unwrap_or(path));
+        std::iter::once(&*meta.raw_uri).chain(below).map(Key::of).collect()
+    }
 }
 
 /// What may be shown of a URL: nothing before the last '@', however the rest is mangled.
@@ -89,6 +103,23 @@ mod tests {
         assert_eq!(upstream.target("/a b?x=<1>&y=%20"), "/dav/a%20b?x=%3C1%3E&y=%20");
         assert_eq!(Upstream::parse("https://[::1]:8443").unwrap().authority, "[::1]:8443");
         assert_eq!(Upstream::parse("http://h").unwrap().target("/"), "/");
+    }
+
+    #[test]
+    fn a_move_concerns_its_destination_too() {
+        let upstream = Upstream::parse("http://h/dav").unwrap();
+        let keys = |destination: &str| {
+            let json = format!(
+                r#"{{"id": "18ea4ba277c322d7-873e00", "method": "MOVE", "raw_uri": "/a?x", "queued_at": "2026-05-01T10:00:00Z",
+                    "headers": [["destination", "{destination}"]]}}"#
+            );
+            let id = crate::id::EntryId::parse("18ea4ba277c322d7-873e00").unwrap();
+            upstream.keys(&Meta::parse(id, json.as_bytes()).ok().unwrap())
+        };
+        for destination in ["/dav/b", "http://h:80/dav/b/", "/b"] {
+            assert_eq!(keys(destination), [Key::of("/a"), Key::of("/b")], "{destination}");
+        }
+        assert_eq!(keys("http://h")[1], Key::everything());
     }
 
     #[test]

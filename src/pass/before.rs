@@ -65,8 +65,8 @@ impl Pass {
             return None;
         }
         self.list().ok()?;
-        let Pass { ahead, queue, report, .. } = self;
-        let (next, added) = ahead.as_mut()?.superseder(queue, entry);
+        let Pass { ahead, queue, upstream, report, .. } = self;
+        let (next, added) = ahead.as_mut()?.superseder(queue, upstream, entry);
         report.remaining += added;
         let next = next?;
         next.state.validator = Some(Validator::from_base(&entry.base()));

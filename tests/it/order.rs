@@ -2,7 +2,9 @@
 
 use crate::kit::{builder, cache_dir, edit_meta, open, path, replay, root, send, soon, tree};
 use crate::upstream::{Act, Gate, Reply, ReservedPort, Upstream};
-use outbox_host::{Delivery, Error, Event, Health, Order, Outbox, Outcome, Runtime, RuntimeOptions};
+use outbox_host::{
+    Body, Delivery, Error, Event, Health, Order, Outbox, Outcome, Runtime, RuntimeOptions, Write,
+};
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -79,6 +81,30 @@ async fn a_deferred_entry_holds_back_its_path_and_those_above_and_below_but_no_o
         let position = |uri| server.lines().iter().rposition(|line| line == &format!("PUT {uri}")).unwrap();
         assert!(position("/a/b?second") < position("/a/%62/"));
         assert!(position("/a/b/c") < position("/a") && position("/a") < position("/a/d"));
+    }
+}
+
+/// A COPY or MOVE concerns where it leads, too, however that is spelt.
+#[tokio::test]
+async fn a_move_and_a_write_to_its_destination_keep_their_order() {
+    for destination in ["/dav/b", "http://elsewhere.example:8080/dav/%62/"] {
+        let root = root();
+        let server = Upstream::start(|seen| if seen.method == "MOVE" { 503 } else { 204 });
+        let outbox =
+            builder(root.path()).upstream(format!("{}/dav", server.url())).concurrency(16).open().unwrap();
+        let mut write = Write::new("MOVE", "/a");
+        write.headers.push(("Destination".into(), destination.into()));
+        outbox.enqueue_write(write, Body::empty()).await.unwrap();
+        send(&outbox, "PUT", "/b/c", "x").await;
+        send(&outbox, "PUT", "/c", "x").await;
+        let (report, _) = replay(&outbox).await;
+        assert_eq!((report.delivered, report.deferred, report.remaining), (1, 1, 2), "{destination}");
+        assert_eq!(server.lines(), ["MOVE /dav/a", "PUT /dav/c"]);
+
+        server.script(|_| 204);
+        outbox.retry(outbox.pending(None, 1).await.unwrap().remove(0).id).await.unwrap();
+        replay(&outbox).await;
+        assert_eq!(server.lines()[2..], ["MOVE /dav/a", "PUT /dav/b/c"]);
     }
 }
 
