@@ -1,4 +1,5 @@
-//! Measures this project, beside the Go original where its binary is given, and prints one table.
+//! Measures this project, beside the Go original where its binary is given and beside the floor, which is the same
+//! work in plain native code, and prints one table.
 //!
 //! ```text
 //! cargo bench -- [--baseline PATH] [--rounds N] [--quick] [--json FILE] [FILTER]...
@@ -9,6 +10,8 @@
 //! systems (ext4 without a journal, for one) are several times slower at making files for minutes after files
 //! were removed. So leave a few minutes between two runs, too.
 
+#[cfg(unix)]
+mod floor;
 mod original;
 mod ours;
 mod plan;
@@ -24,7 +27,7 @@ use process::Servers;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
-use table::Line;
+use table::{Line, Who};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --", about = "Measures the outbox, beside the original where that is given")]
@@ -54,6 +57,10 @@ struct Options {
 
 /// One side of the comparison.
 trait Side {
+    /// Whether it does this work at all.
+    fn measures(&self, _: &Work) -> bool {
+        true
+    }
     /// Puts into a fresh root what the work needs there.
     fn prepare(&self, work: &Work, root: &Path) -> Result<()>;
     /// Does the work and measures it, in the row's unit.
@@ -98,24 +105,26 @@ fn bench(options: &Options) -> Result<()> {
     };
     let ours = Ours::new(&cache_dir(&places)?)?;
     let original = baseline.as_deref().map(Original::new);
-    let mut sides: Vec<&dyn Side> = vec![&ours];
-    sides.extend(original.iter().map(|original| original as &dyn Side));
+    let mut sides: Vec<(Who, &dyn Side)> = vec![(Who::Ours, &ours)];
+    sides.extend(original.iter().map(|original| (Who::Original, original as &dyn Side)));
+    #[cfg(unix)]
+    sides.push((Who::Floor, &floor::Floor));
 
     let servers = Servers::start(baseline.as_deref())?;
     let mut lines = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         eprintln!("{:>4} s  {}, {}", started.elapsed().as_secs(), row.name, row.place.name);
-        let mut figures = vec![Vec::new(); sides.len()];
+        let mut line = Line::new(row);
         for round in 0..rounds {
-            for (side, (who, figures)) in sides.iter().zip(&mut figures).enumerate() {
-                let root = root(row, index, round, side);
+            for (number, (who, side)) in sides.iter().enumerate().filter(|(_, s)| s.1.measures(&row.work)) {
+                let root = root(row, index, round, number);
                 settle();
-                who.prepare(&row.work, &root)?;
-                let figure = who.run(&row.work, &root, &servers);
-                figures.push(figure.with_context(|| format!("{}, {}", row.name, row.place.name))?);
+                side.prepare(&row.work, &root)?;
+                let figure = side.run(&row.work, &root, &servers);
+                line.add(*who, figure.with_context(|| format!("{}, {}", row.name, row.place.name))?);
             }
         }
-        lines.push(Line::new(row, &figures));
+        lines.push(line);
     }
     let notes = notes(&places, options.baseline.is_some(), rounds, started);
     print!("{}", table::text(&lines, &notes));
@@ -180,6 +189,7 @@ fn notes(places: &[Place], with_original: bool, rounds: usize, started: Instant)
     if !places.iter().any(|place| place.name == "memory") {
         notes.push("memory: left out, there is no /dev/shm".into());
     }
+    notes.push("floor: the same work in plain native code, without the sandbox and its promises".into());
     if !with_original {
         notes.push("original: not measured; give its binary with --baseline".into());
     }

@@ -9,8 +9,16 @@ pub struct Line {
     place: &'static str,
     unit: Unit,
     target: Option<Target>,
-    ours: Figures,
-    original: Option<Figures>,
+    /// Who, and what the rounds gave.
+    figures: Vec<(Who, f64)>,
+}
+
+/// Whose figures they are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    Ours,
+    Original,
+    Floor,
 }
 
 /// What several rounds gave.
@@ -59,26 +67,31 @@ fn number(value: f64) -> String {
 }
 
 impl Line {
-    /// The first side is ours.
-    pub fn new(row: &Row<'_>, figures: &[Vec<f64>]) -> Line {
-        Line {
-            name: row.name.clone(),
-            place: row.place.name,
-            unit: row.unit,
-            target: row.target,
-            ours: Figures::of(figures.first().map_or(&[], Vec::as_slice)),
-            original: figures.get(1).map(|rounds| Figures::of(rounds)),
-        }
+    /// Nothing measured yet.
+    pub fn new(row: &Row<'_>) -> Line {
+        let (name, place) = (row.name.clone(), row.place.name);
+        Line { name, place, unit: row.unit, target: row.target, figures: Vec::new() }
     }
 
-    fn ratio(&self) -> Option<f64> {
-        self.original.map(|original| self.ours.median / original.median)
+    /// Adds what one round gave.
+    pub fn add(&mut self, who: Who, figure: f64) {
+        self.figures.push((who, figure));
+    }
+
+    fn of(&self, who: Who) -> Option<Figures> {
+        let rounds: Vec<f64> = self.figures.iter().filter(|(w, _)| *w == who).map(|(_, f)| *f).collect();
+        (!rounds.is_empty()).then(|| Figures::of(&rounds))
+    }
+
+    /// Ours in terms of somebody else's.
+    fn ratio(&self, who: Who) -> Option<f64> {
+        Some(self.of(Who::Ours)?.median / self.of(who)?.median)
     }
 
     fn met(&self) -> Option<bool> {
         match self.target? {
-            Target::Below(limit) => Some(self.ours.median < limit),
-            Target::TimesOriginal(times) => self.ratio().map(|ratio| ratio >= times),
+            Target::Below(limit) => self.of(Who::Ours).map(|ours| ours.median < limit),
+            Target::TimesOriginal(times) => self.ratio(Who::Original).map(|ratio| ratio >= times),
         }
     }
 
@@ -96,13 +109,17 @@ impl Line {
             Some(true) => "yes",
             Some(false) => "NO",
         };
+        let text = |who| self.of(who).map_or_else(String::new, |figures| figures.text());
+        let ratio = |who| self.ratio(who).map_or_else(String::new, |ratio| format!("{ratio:.2} x"));
         vec![
             self.name.clone(),
             self.place.into(),
             self.unit.name().into(),
-            self.ours.text(),
-            self.original.map_or_else(String::new, |figures| figures.text()),
-            self.ratio().map_or_else(String::new, |ratio| format!("{ratio:.2} x")),
+            text(Who::Ours),
+            text(Who::Original),
+            ratio(Who::Original),
+            text(Who::Floor),
+            ratio(Who::Floor),
             self.target_text(),
             met.into(),
         ]
@@ -114,15 +131,18 @@ impl Line {
             Some(Target::Below(limit)) => json!({ "below": limit }),
             Some(Target::TimesOriginal(times)) => json!({ "times_original": times }),
         };
+        let figures = |who| self.of(who).map(|figures| figures.json());
         json!({
             "work": self.name, "place": self.place, "unit": self.unit.name(),
-            "ours": self.ours.json(), "original": self.original.map(|figures| figures.json()),
-            "ratio": self.ratio(), "target": target, "met": self.met(),
+            "ours": figures(Who::Ours), "original": figures(Who::Original), "floor": figures(Who::Floor),
+            "ratio": self.ratio(Who::Original), "floor_ratio": self.ratio(Who::Floor),
+            "target": target, "met": self.met(),
         })
     }
 }
 
-const HEADER: [&str; 8] = ["work", "place", "unit", "ours", "original", "ours/original", "target", "met"];
+const HEADER: [&str; 10] =
+    ["work", "place", "unit", "ours", "original", "ours/original", "floor", "ours/floor", "target", "met"];
 
 /// The table and its notes, for people.
 pub fn text(lines: &[Line], notes: &[String]) -> String {
