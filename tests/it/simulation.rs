@@ -2,8 +2,9 @@
 
 use outbox_sim::campaign::Campaign;
 use outbox_sim::guest::Guest;
+use outbox_sim::mood::{Mood, Trouble};
 use outbox_sim::mutants;
-use outbox_sim::plan::Plan;
+use outbox_sim::plan::{BaseWish, Call, Does, Plan, Step, What, Write};
 use outbox_sim::run::run;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,6 +48,32 @@ fn every_property_holds_for_thousands_of_seeds() {
             failure.property, failure.details, failure.seed
         );
     }
+}
+
+/// The original gives up a pass after two minutes. Here nothing is cut that moves, however long it takes; in the
+/// simulator's time.
+#[test]
+fn a_body_that_crawls_for_minutes_arrives_in_one_request() {
+    let write = Write { method: "PUT", uri: "/a", len: 4 << 20, base: BaseWish::None, stream: None };
+    let call = |process, does| What::Calls {
+        calls: vec![Call { process, does }],
+        crash: None,
+        faults: None,
+        jump: None,
+    };
+    let steps = [
+        What::Mood(Mood { trouble: Trouble::Crawling, percent: 100 }),
+        call(1, Does::Enqueue(write)),
+        call(0, Does::Replay { wake: true, resume: false, budget_ms: None }),
+    ];
+    let steps = steps.into_iter().map(|what| Step { salt: 1, what }).collect();
+    let plan = Plan { steps, lights_out: None, ..Plan::new(1) };
+    let outcome = run(guest(), &plan, true);
+    assert_eq!((&outcome.violations[..], outcome.requests), (&[][..], 1));
+    // Each line starts with the time in seconds.
+    let applied = outcome.trace.iter().find(|line| line.ends_with("is applied")).unwrap();
+    let at: f64 = applied.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(at > 300.0, "{applied}");
 }
 
 #[test]

@@ -43,9 +43,11 @@ pub enum Trouble {
     Mute,
     /// Any of these.
     Anything,
+    /// It takes 10 KiB of a body in a second.
+    Crawling,
 }
 
-/// All but [`Trouble::None`] and [`Trouble::Anything`].
+/// All but [`Trouble::None`], [`Trouble::Anything`], and what a test of its own is for.
 const KINDS: [Trouble; 9] = [
     Trouble::Refusing,
     Trouble::BlackHole,
@@ -87,6 +89,8 @@ pub struct Fate {
     pub cut_body_at: Option<usize>,
     /// Between reads of the body.
     pub slow_body_ms: u64,
+    /// Bytes of the body that it takes in a second.
+    pub rate: Option<u64>,
     /// Before it is carried out.
     pub think_ms: u64,
     /// After it was carried out.
@@ -116,6 +120,7 @@ impl Mood {
             Trouble::Refusing => fate.refuse = true,
             Trouble::BlackHole => fate.black_hole = true,
             Trouble::Mute => fate.mute = true,
+            Trouble::Crawling => fate.rate = Some(10 * 1024),
             Trouble::Breaking => match rng.below(4) {
                 0 => fate.cut_body_at = Some(rng.below(3) as usize * rng.below(100_000) as usize),
                 1 | 2 => fate.lose_reply = true,

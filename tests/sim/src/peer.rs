@@ -351,7 +351,12 @@ async fn handle(
             return;
         }
         match body.frame().await {
-            Some(Ok(frame)) => received.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
+            Some(Ok(frame)) => {
+                let data = frame.data_ref().map_or(&[][..], |data| data);
+                received.extend_from_slice(data);
+                let takes = fate.rate.map_or(0, |rate| data.len() as u64 * 1_000 / rate);
+                clock.sleep(Duration::from_millis(takes)).await;
+            }
             // The client has gone, or given up.
             Some(Err(_)) | None => {
                 let _ = answer.send(Err(Error::ConnectionTerminated));
