@@ -170,7 +170,8 @@ fn pass(wake: bool, resume: Option<Resume>, always: bool, lease: Option<Rc<Lease
     // Ours is the lease; the pass needs none of its own.
     let mut config = Config::from_env()?;
     config.lease = None;
-    let mut pass = Pass::start(config, Options { wake, resume, budget_ms: None })?.under(lease);
+    let mut pass =
+        Pass::start(config, Options { wake, resume, budget_ms: None, sweep_every: None })?.under(lease);
     let mut eventful = always;
     while let Some(event) = pass.advance()? {
         say(event_json(&event));

@@ -107,6 +107,10 @@ impl QueueGuest for Guest {
     fn verify() -> Result<Vec<Finding>> {
         with_queue(|_, queue| verify::verify(queue))
     }
+
+    fn sweep() -> Result<()> {
+        with_queue(|_, queue| queue.sweep())
+    }
 }
 
 /// A pass behind its handle. No call is made into it while another is under way.

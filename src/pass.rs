@@ -135,7 +135,7 @@ impl Pass {
             stopping: false,
             ends_at: options.budget_ms.map(nanos),
             soonest: None,
-            removals: Removals::default(),
+            removals: Removals::new(options.sweep_every),
             cached: Cached::default(),
             lease,
             next: None,

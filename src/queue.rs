@@ -251,7 +251,7 @@ impl Queue {
         Some(self.newest.get_or_init(|| opened))
     }
 
-    /// Removes what a crash left in `.staging`.
+    /// Removes from `.staging` what has left the queue, and what a crash left of what was to enter it.
     pub fn sweep(&self) -> Result<()> {
         let staging = match self.dir.open(STAGING) {
             Ok(staging) => staging,
@@ -263,9 +263,13 @@ impl Queue {
         if names.is_empty() {
             return Ok(());
         }
-        // Some may have been retired by a process that did not live to make that durable.
+        // Some were retired by somebody who has not made that durable yet, or did not live to.
         self.sync_dir()?;
         for name in names {
+            if EntryId::parse(&name).is_some() {
+                self.erase(&name);
+                continue;
+            }
             if !is_abandoned(&staging, &name) {
                 continue;
             }

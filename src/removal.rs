@@ -19,6 +19,9 @@ const STEP: u64 = 500_000;
 /// Entries on their way out.
 #[derive(Debug, Default)]
 pub struct Removals {
+    /// How many are deleted here at the end; somebody else sweeps the others ([`Queue::sweep`]). None: all are, and
+    /// meanwhile.
+    last: Option<usize>,
     /// Out of the queue's directory, not yet deleted.
     retired: VecDeque<EntryId>,
     /// How many of those, from the front, are durably out.
@@ -30,10 +33,19 @@ pub struct Removals {
 }
 
 impl Removals {
+    /// None yet.
+    pub fn new(sweep_every: Option<u32>) -> Removals {
+        Removals { last: sweep_every.map(|every| every as usize), ..Removals::default() }
+    }
+
     /// Takes a pending entry out of the queue.
     pub fn remove(&mut self, queue: &Queue, id: EntryId) -> Result<()> {
         queue.retire(&queue.dir, &id.to_string())?;
         self.retired.push_back(id);
+        if self.last.is_some_and(|last| self.retired.len() > last) {
+            self.retired.pop_front();
+            self.durable = self.durable.saturating_sub(1);
+        }
         let wait = self.sync_took.saturating_mul(SYNC_SHARE).clamp(SYNC_SOONEST, SYNC_LATEST);
         self.due.get_or_insert_with(|| monotonic_clock::now().saturating_add(wait));
         Ok(())
@@ -54,6 +66,9 @@ impl Removals {
 
     /// Deletes files of entries that are durably out, for a moment; whether there are more.
     pub fn erase_some(&mut self, queue: &Queue) -> bool {
+        if self.last.is_some() {
+            return false;
+        }
         if self.durable > 0 {
             let until = monotonic_clock::now().saturating_add(STEP);
             while self.erase_one(queue) && monotonic_clock::now() < until {}

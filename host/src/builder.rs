@@ -266,6 +266,7 @@ impl Builder {
             Some(ref runtime) => runtime.clone(),
             None => Runtime::new(&self.runtime_options)?,
         };
+        let many = self.concurrency > 1;
         let egress = match &origin {
             None => Egress::default(),
             Some(origin) => {
@@ -274,13 +275,13 @@ impl Builder {
                     ca: self.ca.clone(),
                     connect_timeout: self.connect_timeout,
                     idle_timeout: self.idle_timeout,
-                    many: self.concurrency > 1,
+                    many,
                 };
                 Egress::to(origin.clone(), self.credential.clone(), runtime.0.pool.client(&dial)?)
             }
         };
         let env = Arc::new(self.env());
-        Outbox::open(Recipe { runtime, root, env, egress, limits: self.limits, watch: self.watch })
+        Outbox::open(Recipe { runtime, root, env, egress, limits: self.limits, many, watch: self.watch })
     }
 
     /// Opens the outbox and starts it: [`Outbox::start`].

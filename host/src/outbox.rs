@@ -17,10 +17,13 @@ use bytes::Bytes;
 use serde::Serialize;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 /// Events that a slow subscriber may be behind before it loses the oldest.
 const EVENT_BACKLOG: usize = 4096;
+
+/// After so many entries have left the queue in a pass, their files are deleted in one go, on another thread.
+const SWEEP_EVERY: u32 = 64;
 
 /// An outbox. Cheap to clone; all clones are the same outbox.
 #[derive(Clone)]
@@ -240,6 +243,14 @@ impl Outbox {
         self.0.pass(true, None).await
     }
 
+    /// Makes one pass as the driver does at a tick, on what the last one said: after one that found the upstream away,
+    /// one request, and nothing is looked at. For programs with a timer of their own. Fails as
+    /// [`Outbox::replay`] does.
+    pub async fn tick(&self, last: &Report) -> Result<Report, Error> {
+        let _lock = Lock::take(&self.0.recipe.root)?;
+        self.0.pass(false, Some(last.resume.clone())).await
+    }
+
     /// Asks the driver for a pass now; forgets the upstream's backoff. Wakes that come together are one.
     pub fn wake(&self) {
         self.0.wake.notify_one();
@@ -325,11 +336,19 @@ impl Inner {
 
     /// One pass. The caller holds the lock.
     pub(crate) async fn pass(&self, wake: bool, resume: Option<Resume>) -> Result<Report, Error> {
-        let options = replayer::Options { wake, resume: resume.map(Into::into), budget_ms: None };
+        let sweep_every = self.recipe.many.then_some(SWEEP_EVERY);
+        let options =
+            replayer::Options { wake, resume: resume.map(Into::into), budget_ms: None, sweep_every };
         let events = self.events.clone();
         let stop = self.stop.subscribe();
         let worker = self.replayer()?;
-        let report = worker.call(async move |instance| pass(instance, options, events, stop).await).await;
+        let (full, batches) = mpsc::unbounded_channel();
+        let sweeper = sweep_every.map(|_| tokio::spawn(sweep(self.queue.clone(), batches)));
+        let report =
+            worker.call(async move |instance| pass(instance, options, events, full, stop).await).await;
+        if let Some(sweeper) = sweeper {
+            let _ = sweeper.await;
+        }
         if let Ok(report) = &report {
             let _ = self.events.send(Event::Pass(report.clone()));
             let mut known = self.known();
@@ -356,12 +375,14 @@ async fn pass(
     instance: &mut Instance,
     options: replayer::Options,
     events: broadcast::Sender<Event>,
+    full: mpsc::UnboundedSender<()>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<Report, Error> {
     let pass = instance
         .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_start(store, &options).await)
         .await??;
     let mut stopped = false;
+    let mut gone: u32 = 0;
     loop {
         if *stop.borrow_and_update() && !stopped {
             stopped = true;
@@ -376,6 +397,11 @@ async fn pass(
             .await?;
         match next {
             Ok(Some(event)) => {
+                gone += u32::from(leaves(event.outcome));
+                if gone == SWEEP_EVERY {
+                    gone = 0;
+                    let _ = full.send(());
+                }
                 // Nobody may be listening.
                 let _ = events.send(Event::Delivery(Delivery::from(event)));
             }
@@ -391,6 +417,29 @@ async fn pass(
         .await?;
     release(instance, pass).await?;
     Ok(report.into())
+}
+
+/// Whether an entry's files are deleted then.
+fn leaves(outcome: replayer::Outcome) -> bool {
+    use replayer::Outcome;
+    matches!(outcome, Outcome::Delivered | Outcome::Dropped | Outcome::Superseded)
+}
+
+/// Deletes the files of what has left the queue in a pass, beside it.
+async fn sweep(instances: Instances, mut batches: mpsc::UnboundedReceiver<()>) {
+    while batches.recv().await.is_some() {
+        while batches.try_recv().is_ok() {}
+        let job = async |instance: &mut Instance| {
+            let swept = instance
+                .guard(async |exports, store| exports.zddc_outbox_queue().call_sweep(store).await)
+                .await?;
+            Ok(swept?)
+        };
+        // What stays takes space only, until the next sweep.
+        if let Err(error) = instances.call(job).await {
+            tracing::debug!("sweep: {error}");
+        }
+    }
 }
 
 async fn release(instance: &mut Instance, pass: wasmtime::component::ResourceAny) -> Result<(), Error> {

@@ -116,6 +116,8 @@ impl Instance {
         let ticking = self.runtime.0.clock.guard();
         let (activity, deadline) = (self.activity.clone(), self.limits.deadline);
         let result = tokio::select! {
+            // A call that never waits, as most into the queue, then needs no timer.
+            biased;
             result = call(&self.exports, &mut self.store) => result,
             () = inactive(&activity, deadline) => {
                 return Err(Error::Trapped(format!("a call made no progress for {deadline:?}")));

@@ -1,7 +1,7 @@
 //! What a process does in one call, and what it then knows.
 
 use crate::bindings::exports::zddc::outbox::queue::{Finding, Keep};
-use crate::bindings::exports::zddc::outbox::replayer::{Options, Outcome, Resume as WitResume};
+use crate::bindings::exports::zddc::outbox::replayer::{Event, Options, Outcome, Resume as WitResume};
 use crate::bindings::zddc::outbox::types::{Entry, Error, Request};
 use crate::guest::Process;
 use crate::ledger::{Act, Attempt, Base, Deed, MARK, Told};
@@ -39,6 +39,9 @@ pub struct Errand {
     pub setting: Setting,
 }
 
+/// How often a pass is swept: passes of the simulator are short.
+const SWEEP_EVERY: u32 = 2;
+
 /// Processes that may queue at once beside the one that is looked at.
 const IN_FLIGHT: u64 = 3;
 
@@ -56,7 +59,12 @@ impl Errand {
             Does::Verify => self.verify(process).await?,
             Does::Count => {
                 let Process { store, exports, .. } = process;
-                exports.zddc_outbox_queue().call_count(store).await?.map(|_| ())
+                let queue = exports.zddc_outbox_queue();
+                match queue.call_count(&mut *store).await? {
+                    // A host sweeps at any time, also while another process replays.
+                    Ok(_) => queue.call_sweep(store).await?,
+                    Err(error) => Err(error),
+                }
             }
             Does::Quarantined => {
                 let Process { store, exports, .. } = process;
@@ -172,7 +180,10 @@ impl Errand {
             (world.event(), world.ledger.told.len(), world.failed_syncs)
         };
         let resume = self.resume.as_ref().filter(|_| resume).map(|resume| resume.wit.clone());
-        let options = Options { wake, resume, budget_ms };
+        // Every other pass leaves most of the deleting to a sweep.
+        let sweep_every = (begun % 2 == 0).then_some(SWEEP_EVERY);
+        let options = Options { wake, resume, budget_ms, sweep_every };
+        let mut gone = 0;
         let Process { store, exports, .. } = process;
         let passes = exports.zddc_outbox_replayer().pass();
         let pass = match passes.call_start(&mut *store, &options).await? {
@@ -182,30 +193,14 @@ impl Errand {
         let ended = loop {
             match passes.call_next(&mut *store, pass).await? {
                 Ok(Some(event)) => {
-                    let mut world = self.world.lock();
-                    world.say(|| {
-                        let detail = event.detail.as_deref().unwrap_or_default();
-                        format!("[{number}] {} {:?} {:?} {detail}", event.id, event.outcome, event.status)
-                    });
-                    let at = world.event();
-                    let clean = !world.faulted && world.failed_syncs == failed_before;
-                    // Removals are synced once a second, what is set aside at once.
-                    let now = world.clock.now();
-                    let aside = matches!(event.outcome, Outcome::Conflict | Outcome::Rejected);
-                    let (id, outcome) = (event.id, event.outcome);
-                    world.ledger.told.push(Told {
-                        at,
-                        id,
-                        outcome,
-                        time: now,
-                        process: number,
-                        sealed: None,
-                    });
-                    for told in world.ledger.told[told_before..].iter_mut().filter(|t| t.process == number) {
-                        let settled = now > told.time + SETTLED || (told.at == at && aside);
-                        if clean && settled && told.sealed.is_none() {
-                            told.sealed = Some(at);
-                        }
+                    let left =
+                        matches!(event.outcome, Outcome::Delivered | Outcome::Dropped | Outcome::Superseded);
+                    self.tell(number, event, told_before, failed_before);
+                    gone += u32::from(left);
+                    if sweep_every == Some(gone) {
+                        gone = 0;
+                        // It may fail as the pass may.
+                        let _ = exports.zddc_outbox_queue().call_sweep(&mut *store).await?;
                     }
                 }
                 Ok(None) => break Ok(()),
@@ -230,6 +225,28 @@ impl Errand {
             told.sealed = told.sealed.or(clean.then_some(event));
         }
         Ok(Some(Resume { wit: report.resume, next_delay_ms: report.next_delay_ms }))
+    }
+
+    /// Notes an outcome, and which of the earlier ones are final by now.
+    fn tell(&self, number: usize, event: Event, told_before: usize, failed_before: u64) {
+        let mut world = self.world.lock();
+        world.say(|| {
+            let detail = event.detail.as_deref().unwrap_or_default();
+            format!("[{number}] {} {:?} {:?} {detail}", event.id, event.outcome, event.status)
+        });
+        let at = world.event();
+        let clean = !world.faulted && world.failed_syncs == failed_before;
+        // Removals are synced within a second, what is set aside at once.
+        let now = world.clock.now();
+        let aside = matches!(event.outcome, Outcome::Conflict | Outcome::Rejected);
+        let (id, outcome) = (event.id, event.outcome);
+        world.ledger.told.push(Told { at, id, outcome, time: now, process: number, sealed: None });
+        for told in world.ledger.told[told_before..].iter_mut().filter(|t| t.process == number) {
+            let settled = now > told.time + SETTLED || (told.at == at && aside);
+            if clean && settled && told.sealed.is_none() {
+                told.sealed = Some(at);
+            }
+        }
     }
 
     fn failed_pass(&self, number: usize, error: &Error) -> wasmtime::Result<Option<Resume>> {

@@ -106,7 +106,7 @@ pub enum Does {
     Pending,
     /// Lists what was set aside.
     Quarantined,
-    /// Counts.
+    /// Counts, and sweeps.
     Count,
     /// Checks everything.
     Verify,
