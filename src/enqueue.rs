@@ -187,7 +187,7 @@ fn next_chunk(stream: &InputStream) -> Result<Option<Vec<u8>>> {
         Ok(chunk) => Ok(Some(chunk)),
         Err(StreamError::Closed) => Ok(None),
         Err(StreamError::LastOperationFailed(error)) => {
-            Err(Error::BodyFailed(crate::exchange::first_line(&error.to_debug_string())))
+            Err(Error::BodyFailed(crate::failure::first_line(&error.to_debug_string())))
         }
     }
 }

@@ -31,6 +31,7 @@ pub mod config;
 pub mod dir;
 pub mod enqueue;
 pub mod exchange;
+pub mod failure;
 pub mod guest;
 pub mod headers;
 pub mod id;

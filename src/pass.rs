@@ -10,13 +10,15 @@
 //!   speed, that work takes as long as a near server's reply.
 
 mod before;
+mod question;
 mod settle;
 
 use crate::ahead::{Ahead, Loaded};
 use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Options, Outcome, Report, Resume};
 use crate::cached::Cached;
 use crate::config::Config;
-use crate::exchange::{Body, Exchange, Failure, Request, Timeouts};
+use crate::exchange::{Body, Exchange, Request, Timeouts};
+use crate::failure::Failure;
 use crate::id::EntryId;
 use crate::key::Key;
 use crate::lease::Lease;

@@ -3,7 +3,7 @@
 use super::Pass;
 use super::settle::Settled;
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
-use crate::exchange::Failure;
+use crate::failure::Failure;
 use crate::guest;
 use crate::precondition::Validator;
 use crate::queue::Entry;

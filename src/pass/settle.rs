@@ -1,33 +1,27 @@
 //! What is done about a reply, or about none: the table of docs/semantics.md.
-//!
-//! A 412 is first a question. The write may have been applied before, and only the reply was lost: so the server
-//! is asked what it has now, and if that is what we sent, the write is delivered. The content is compared while
-//! it streams and is never stored. A question costs one request, and none of them writes anything.
 
 use super::before::AMBIGUOUS;
+use super::question::UNASKED;
 use super::{Flight, Pass, Task};
 use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Outcome};
 use crate::cached::Cached;
 use crate::chain;
 use crate::config::Refused;
-use crate::exchange::{Content, Exchange, Failure, Reply, Request};
+use crate::exchange::{Content, Reply};
+use crate::failure::Failure;
 use crate::id::EntryId;
 use crate::outcome::{Verdict, originals, verdict};
 use crate::precondition::Validator;
 use crate::quarantine;
-use crate::queue::{Entry, Unloadable};
+use crate::queue::Entry;
 use crate::response::Current;
-use crate::{Result, backoff, clock, guest, headers};
+use crate::{Result, backoff, clock, guest};
 use std::time::{Duration, SystemTime};
 use wasi::clocks::monotonic_clock;
 use wasi::random::random::get_random_u64;
 
 /// How often a request may break the connection off before it has to wait like one that is deferred.
 const PATIENCE: u32 = 3;
-
-/// Why a question could not be asked, and what it was about.
-const UNASKED: &str = "412, and whether that was us could not be asked";
-const UNLEARNT: &str = "it was taken, but which version that made could not be asked";
 
 /// What a request is for.
 pub(super) enum Doing {
@@ -124,17 +118,6 @@ impl Pass {
         self.record(entry.id, &entry.meta.method, &entry.meta.raw_uri, status, elapsed_ms, settled);
     }
 
-    fn question(&self, entry: &Entry, method: &str, compare: Option<Content>) -> Result<Exchange, Failure> {
-        let request = Request {
-            method,
-            raw_uri: &entry.meta.raw_uri,
-            headers: headers::question(entry),
-            body: None,
-            compare,
-        };
-        Exchange::start(&self.upstream, request, self.timeouts())
-    }
-
     /// The reply to a write.
     fn answer(&mut self, entry: &Entry, reply: Reply) -> Step {
         let (id, status, method) = (entry.id, reply.status, entry.meta.method.as_str());
@@ -181,7 +164,7 @@ impl Pass {
     }
 
     /// Why a success is not believed, nor that there is nothing: it lacks what the upstream's replies always have.
-    fn portal(&self, reply: &Reply) -> Option<String> {
+    pub(super) fn portal(&self, reply: &Reply) -> Option<String> {
         let (name, value) = self.config.expect_header.as_ref()?;
         if !matches!(reply.status, 200..=299 | 404 | 410) {
             return None;
@@ -213,97 +196,7 @@ impl Pass {
         }
     }
 
-    /// Asks which version a write has made that the server took, if the next edit needs to know.
-    pub(super) fn learn(&mut self, entry: &Entry, status: u16, detail: Option<String>) -> Step {
-        if !self.is_continued(entry) {
-            return self.remove(entry, Outcome::Delivered, detail).into();
-        }
-        let doing = Doing::Learning(status);
-        if entry.meta.method != "PUT" {
-            return Step::Ask(doing, "HEAD", None);
-        }
-        // Somebody else may have been faster than a HEAD: only the content proves that the version is ours.
-        match self.queue.content(entry) {
-            Ok(content) => Step::Ask(doing, "GET", Some(content)),
-            // Then nothing can be compared: the next edit keeps its base, and the server decides.
-            Err(_) => {
-                let detail = "which version that made is not known: body.bin cannot be read".to_owned();
-                self.remove(entry, Outcome::Delivered, Some(detail)).into()
-            }
-        }
-    }
-
-    /// The answer to what a write has made.
-    fn learned(&mut self, entry: &Entry, answer: Result<Reply, Failure>) -> Settled {
-        let put = entry.meta.method == "PUT";
-        match answer {
-            Ok(reply) if let Some(why) = self.portal(&reply) => {
-                self.backed_off(entry, format!("{UNLEARNT}: {why}"), &reply)
-            }
-            Ok(reply) if reply.same || (!put && (200..300).contains(&reply.status)) => {
-                self.delivered(entry, &Validator::of(&reply), Some(&reply), None)
-            }
-            // Not ours any more, or not as we sent it: the next edit keeps its base, and the server decides.
-            Ok(reply) if put && matches!(reply.status, 200..=299 | 404 | 410) => {
-                let detail = "what the server has now is not what was sent".to_owned();
-                self.remove(entry, Outcome::Delivered, Some(detail))
-            }
-            Ok(Reply { status: 404 | 410, .. }) => self.delivered(entry, &Validator::Absent, None, None),
-            // Asked again later, and nothing is written again: state.json says that it was taken.
-            Ok(reply) => match verdict("GET", reply.status) {
-                Verdict::Held if reply.status != 403 => self.held(entry, reply.status, UNLEARNT),
-                Verdict::Deferred => {
-                    let why = format!("{UNLEARNT}: the server answered {}", reply.status);
-                    self.backed_off(entry, why, &reply)
-                }
-                _ => self.delivered(entry, &Validator::Unknown, None, None),
-            },
-            Err(failure) => self.failed(entry, failure.after(UNLEARNT)),
-        }
-    }
-
-    /// 412: asks what the resource is now, where the answer can tell something.
-    fn ask(&mut self, entry: &Entry, refusal: Reply) -> Step {
-        match entry.meta.method.as_str() {
-            "PUT" => match self.queue.content(entry) {
-                Ok(content) => Step::Ask(Doing::Asking(refusal), "GET", Some(content)),
-                Err(Unloadable::Damaged(reason)) => self.failed(entry, Failure::Damaged(reason)).into(),
-                Err(_) => {
-                    let why = "412, and body.bin cannot be read for the question whether that was us";
-                    self.deferred(entry, Outcome::Deferred, why.into(), None).into()
-                }
-            },
-            "PATCH" | "DELETE" => Step::Ask(Doing::Asking(refusal), "GET", None),
-            _ => self.conflict(entry, &refusal, &Current::Unasked).into(),
-        }
-    }
-
-    /// The answer to what the resource is, after 412.
-    fn explained(&mut self, entry: &Entry, refusal: &Reply, now: &Reply) -> Step {
-        let already = || Some("already-applied: the server has just this".to_owned());
-        let status = now.status;
-        if let Some(why) = self.portal(now) {
-            return self.backed_off(entry, format!("{UNASKED}: {why}"), now).into();
-        }
-        match (entry.meta.method.as_str(), status) {
-            ("DELETE", 404 | 410) => self.delivered(entry, &Validator::Absent, None, already()).into(),
-            (_, 404 | 410) => self.conflict(entry, refusal, &Current::Absent(now)).into(),
-            (_, 200..=299) if now.same => {
-                self.delivered(entry, &Validator::of(now), Some(now), already()).into()
-            }
-            (_, 200..=299) => self.conflict(entry, refusal, &Current::Version(now)).into(),
-            _ => match verdict("GET", status) {
-                Verdict::Held if status != 403 => self.held(entry, status, UNASKED).into(),
-                Verdict::Deferred => {
-                    let why = format!("{UNASKED}: the server answered {status}");
-                    self.backed_off(entry, why, now).into()
-                }
-                _ => self.conflict(entry, refusal, &Current::Untold(status)).into(),
-            },
-        }
-    }
-
-    fn conflict(&mut self, entry: &Entry, refusal: &Reply, current: &Current<'_>) -> Settled {
+    pub(super) fn conflict(&mut self, entry: &Entry, refusal: &Reply, current: &Current<'_>) -> Settled {
         self.pass_on(entry);
         match quarantine::conflict(&self.queue, entry, refusal, current) {
             Ok(()) => Settled::gone(Outcome::Conflict, None),
@@ -312,7 +205,7 @@ impl Pass {
     }
 
     /// The write is done. The next edit gets the new version's name before this one is removed.
-    fn delivered(
+    pub(super) fn delivered(
         &mut self,
         entry: &Entry,
         validator: &Validator,
@@ -331,7 +224,7 @@ impl Pass {
         self.remove(entry, Outcome::Delivered, detail)
     }
 
-    fn is_continued(&mut self, entry: &Entry) -> bool {
+    pub(super) fn is_continued(&mut self, entry: &Entry) -> bool {
         let _ = self.list();
         let Pass { ahead, queue, report, .. } = self;
         let Some(ahead) = ahead else { return false };
@@ -398,7 +291,7 @@ impl Pass {
     }
 
     /// There was no reply, or no request.
-    fn failed(&mut self, entry: &Entry, failure: Failure) -> Settled {
+    pub(super) fn failed(&mut self, entry: &Entry, failure: Failure) -> Settled {
         match failure {
             Failure::Unreachable(why) => {
                 self.upstream_away(Health::Down, entry.id);
@@ -449,7 +342,7 @@ impl Pass {
     }
 
     /// The server wants other credentials.
-    fn held(&mut self, entry: &Entry, status: u16, before: &str) -> Settled {
+    pub(super) fn held(&mut self, entry: &Entry, status: u16, before: &str) -> Settled {
         self.upstream_away(Health::Auth, entry.id);
         let separator = if before.is_empty() { "" } else { ": " };
         let why = format!("{before}{separator}the server answered {status}");
@@ -457,7 +350,7 @@ impl Pass {
     }
 
     /// Not now: after the server's own Retry-After, or else after the entry's backoff.
-    fn backed_off(&mut self, entry: &Entry, why: String, reply: &Reply) -> Settled {
+    pub(super) fn backed_off(&mut self, entry: &Entry, why: String, reply: &Reply) -> Settled {
         let now = SystemTime::now();
         let wish = reply.header("retry-after").and_then(|value| backoff::retry_after(value, now));
         let attempts = entry.state.attempts.saturating_add(1);
@@ -466,7 +359,13 @@ impl Pass {
     }
 
     /// Notes an attempt that was in vain.
-    fn deferred(&mut self, entry: &Entry, outcome: Outcome, why: String, due: Option<SystemTime>) -> Settled {
+    pub(super) fn deferred(
+        &mut self,
+        entry: &Entry,
+        outcome: Outcome,
+        why: String,
+        due: Option<SystemTime>,
+    ) -> Settled {
         self.noted(entry, outcome, why, due, false)
     }
 
