@@ -22,6 +22,8 @@ const WINDOW: usize = 4096;
 /// The queue is listed again for what was queued meanwhile when so many times the last listing's cost has
 /// passed: that keeps it under 2 % of a pass however long the queue is.
 const LISTING_SHARE: u64 = 50;
+/// And not before this, in nanoseconds: a coarse clock may say that a listing takes no time.
+const LISTING_PAUSE: u64 = 100_000_000;
 
 /// A listing that takes no longer, in nanoseconds, is made whenever a writer has noted a new id.
 const CHEAP: u64 = 5_000_000;
@@ -182,7 +184,8 @@ impl Ahead {
     /// Looks for what was queued meanwhile; how much that is.
     fn refresh(&mut self, queue: &Queue) -> u64 {
         let now = monotonic_clock::now();
-        let due = self.listed_at.saturating_add(self.listing_took.saturating_mul(LISTING_SHARE));
+        let pause = self.listing_took.saturating_mul(LISTING_SHARE).max(LISTING_PAUSE);
+        let due = self.listed_at.saturating_add(pause);
         let unseen =
             || enqueue::noted(queue).is_some_and(|noted| self.newest.is_none_or(|newest| noted > newest));
         if now < due && (self.listing_took > CHEAP || !unseen()) {

@@ -25,21 +25,30 @@ impl EntryId {
 
     /// Reads an id's text; none unless it is exactly one.
     pub fn parse(text: &str) -> Option<EntryId> {
-        let lower_hex = |s: &str| s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        let (nanos, random) = text.split_once('-')?;
-        if nanos.len() != 16 || random.len() != 6 || !lower_hex(nanos) || !lower_hex(random) {
+        let (nanos, rest) = text.as_bytes().split_at_checked(16)?;
+        let (dash, random) = rest.split_first()?;
+        if *dash != b'-' || random.len() != 6 {
             return None;
         }
-        Some(EntryId {
-            nanos: u64::from_str_radix(nanos, 16).ok()?,
-            random: u32::from_str_radix(random, 16).ok()?,
-        })
+        Some(EntryId { nanos: lower_hex(nanos)?, random: u32::try_from(lower_hex(random)?).ok()? })
     }
 
     /// When it was given out, in Unix nanoseconds (later than the clock said, where that had been set back).
     pub fn nanos(self) -> u64 {
         self.nanos
     }
+}
+
+/// At most 16 lower-case hex digits.
+fn lower_hex(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0, |number: u64, digit| {
+        let value = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some(number << 4 | u64::from(value))
+    })
 }
 
 impl fmt::Display for EntryId {

@@ -19,6 +19,7 @@ mod cli_run;
 mod cli_send;
 mod coalesce;
 mod connections;
+mod costs;
 mod damage;
 mod durable;
 mod fixtures;

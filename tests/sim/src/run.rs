@@ -42,6 +42,17 @@ pub struct Outcome {
     pub requests: usize,
     /// Processes that died.
     pub deaths: u64,
+    /// What the calls cost that were made alone, in order.
+    pub costs: Vec<Cost>,
+}
+
+/// What a call costs. Both are exact: the same on any machine, for one build of the component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cost {
+    /// Instructions of the guest, as wasmtime counts them.
+    pub fuel: u64,
+    /// File system calls.
+    pub files: u64,
 }
 
 /// Carries out a plan.
@@ -63,9 +74,10 @@ pub fn run(guest: &Guest, plan: &Plan, tracing: bool) -> Outcome {
         resume: None,
         calls: 0,
         deaths: 0,
+        costs: Vec::new(),
     };
     let finished = runtime.block_on(clock.watch(run.all()));
-    let (calls, deaths) = (run.calls, run.deaths);
+    let (calls, deaths, costs) = (run.calls, run.deaths, std::mem::take(&mut run.costs));
     drop(run);
     drop(runtime);
     let mut world = world.lock();
@@ -76,7 +88,7 @@ pub fn run(guest: &Guest, plan: &Plan, tracing: bool) -> Outcome {
     if finished.is_some() {
         violations.extend(oracle::judge(&world, plan));
     }
-    Outcome { violations, trace: world.trace.take(), calls, requests: world.peer.seen.len(), deaths }
+    Outcome { violations, trace: world.trace.take(), calls, requests: world.peer.seen.len(), deaths, costs }
 }
 
 fn environment(plan: &Plan) -> Vec<(String, String)> {
@@ -105,6 +117,7 @@ struct Run<'a> {
     resume: Option<act::Resume>,
     calls: u64,
     deaths: u64,
+    costs: Vec<Cost>,
 }
 
 impl Run<'_> {
@@ -201,6 +214,11 @@ impl Run<'_> {
                 self.deaths += 1;
             }
             if let Life::Goes(process, resume) = life {
+                if calls.len() == 1 {
+                    let left = process.store.get_fuel().expect("fuel is on");
+                    let files = self.world.lock().calls;
+                    self.costs.push(Cost { fuel: PLENTY.saturating_sub(left), files });
+                }
                 self.resume = resume.or(self.resume.take());
                 let number = process.number;
                 self.processes[number] = Some(*process);

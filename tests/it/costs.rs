@@ -1,0 +1,55 @@
+//! What the component's work costs, in instructions and file system calls: exact figures, which need no clock and
+//! no quiet machine. They are compared with tests/costs.txt, so that a regression shows as a failure.
+
+use outbox_sim::guest::Guest;
+use outbox_sim::plan::{BaseWish, Call, Does, Plan, Setting, Step, What, Write};
+use outbox_sim::run::{Cost, run};
+
+/// Other compilers count a little differently.
+const TOLERANCE: f64 = 0.05;
+
+const BOOK: &str = include_str!("../costs.txt");
+
+fn call(process: usize, does: Does) -> What {
+    What::Calls { calls: vec![Call { process, does }], crash: None, faults: None, jump: None }
+}
+
+/// The costs of queueing so many entries of 1 KiB one after the other, and of the pass that sends them, at the end.
+fn costs(guest: &Guest, entries: usize) -> Vec<Cost> {
+    // A file each, which concern each other no more than files in a directory do.
+    let uris = (0..entries).map(|n| &*Box::leak(format!("/x/{n:08}").into_boxed_str()));
+    let queued = uris.map(|uri| {
+        let write = Write { method: "PUT", uri, len: 1024, base: BaseWish::None, stream: None };
+        call(1, Does::Enqueue(write))
+    });
+    let pass = call(0, Does::Replay { wake: true, resume: false, budget_ms: None });
+    let steps = queued.chain([pass]).map(|what| Step { salt: 1, what }).collect();
+    let setting = Setting { concurrency: 4, strict: false, prefix: false, max_entries: None, lease: false };
+    let plan = Plan { seed: 1, setting, steps, lights_out: None };
+    let outcome = run(guest, &plan, false);
+    assert_eq!(outcome.violations, []);
+    outcome.costs[..=entries].to_vec()
+}
+
+#[test]
+fn the_costs_of_queueing_and_replaying_are_as_in_the_book() {
+    let guest = Guest::shipped().unwrap();
+    let (short, long) = (costs(&guest, 40), costs(&guest, 140));
+    // What grows with the queue: what a pass costs whatever waits is left out.
+    let each = |long: u64, short: u64| (long - short) / 100;
+    let enqueue = long[139];
+    let replay =
+        Cost { fuel: each(long[140].fuel, short[40].fuel), files: each(long[140].files, short[40].files) };
+    let found = [("enqueue", enqueue), ("replay", replay)];
+    let lines: Vec<String> =
+        found.iter().map(|(name, cost)| format!("{name} {} {}", cost.fuel, cost.files)).collect();
+    let book: Vec<&str> = BOOK.lines().filter(|line| !line.starts_with('#')).collect();
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let holds = book.len() == lines.len()
+        && book.iter().zip(&lines).all(|(book, line)| {
+            let (book, line) = (words(book), words(line));
+            let (expected, fuel): (f64, f64) = (book[1].parse().unwrap(), line[1].parse().unwrap());
+            book[0] == line[0] && book[2] == line[2] && (fuel / expected - 1.0).abs() <= TOLERANCE
+        });
+    assert!(holds, "tests/costs.txt says {book:#?}, now it is {lines:#?}; if that is meant, change the file");
+}
