@@ -48,7 +48,12 @@ pub struct Ahead {
     chained: BTreeMap<Resource, BTreeSet<EntryId>>,
     /// Some entry that stays in the queue is in none of these: there were too many.
     forgotten: bool,
+    /// Some entry could not be read now.
+    unreadable: bool,
+    /// The greatest that was listed.
     newest: Option<EntryId>,
+    /// The greatest that is known to have been given out.
+    latest: Option<EntryId>,
     opened_at: u64,
     listed_at: u64,
     listing_took: u64,
@@ -63,11 +68,13 @@ impl Ahead {
         let listed_at = monotonic_clock::now();
         Ok(Ahead {
             newest: unread.back().copied(),
+            latest: unread.back().copied(),
             unread,
             read: VecDeque::new(),
             entries: BTreeMap::new(),
             chained: BTreeMap::new(),
             forgotten: false,
+            unreadable: false,
             opened_at,
             listed_at,
             listing_took: listed_at.saturating_sub(opened_at),
@@ -175,7 +182,10 @@ impl Ahead {
                 self.put_back(entry);
                 None
             }
-            Err(unloadable) => Some(unloadable),
+            Err(unloadable) => {
+                self.unreadable |= matches!(unloadable, Unloadable::Io(_));
+                Some(unloadable)
+            }
         };
         self.read.push_back((id, unloadable));
         true
@@ -184,17 +194,19 @@ impl Ahead {
     /// Looks for what was queued meanwhile; how much that is.
     fn refresh(&mut self, queue: &Queue) -> u64 {
         let now = monotonic_clock::now();
+        if self.listing_took <= CHEAP {
+            self.latest = self.latest.max(enqueue::noted(queue));
+        }
         let pause = self.listing_took.saturating_mul(LISTING_SHARE).max(LISTING_PAUSE);
         let due = self.listed_at.saturating_add(pause);
-        let unseen =
-            || enqueue::noted(queue).is_some_and(|noted| self.newest.is_none_or(|newest| noted > newest));
-        if now < due && (self.listing_took > CHEAP || !unseen()) {
+        if now < due && self.latest <= self.newest {
             return 0;
         }
         // What cannot be listed now is left to the next pass.
         let mut fresh = queue.ids().unwrap_or_default();
         fresh.retain(|id| self.newest.is_none_or(|newest| *id > newest));
         self.newest = fresh.last().copied().or(self.newest);
+        self.latest = self.latest.max(self.newest);
         self.listed_at = monotonic_clock::now();
         self.listing_took = self.listed_at.saturating_sub(now);
         let added = fresh.len() as u64;
@@ -207,6 +219,16 @@ impl Ahead {
             }
         }
         added
+    }
+
+    /// Whether some entry could not be read now: it may continue any edit.
+    pub fn has_unreadable(&self) -> bool {
+        self.unreadable
+    }
+
+    /// The greatest id that is known to have been given out.
+    pub fn latest(&self) -> Option<EntryId> {
+        self.latest
     }
 
     /// Whether something was queued that the next pass is to send.

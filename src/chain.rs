@@ -59,7 +59,7 @@ const REMEMBERED: usize = 65_536;
 struct Delivered {
     link: Link,
     validator: Validator,
-    /// Unix nanoseconds.
+    /// Unix nanoseconds, as ids have them: ahead of the clock where that was set back.
     removed_at: u64,
     number: u64,
 }
@@ -80,15 +80,16 @@ thread_local! {
     static MEMORY: RefCell<Memory> = RefCell::default();
 }
 
-/// Remembers an edit that is about to be removed, for those that the pass has not seen.
-pub fn remember(entry: &Entry, validator: &Validator) {
+/// Remembers an edit that is about to be removed, for those that the pass has not seen. `latest` is the greatest id
+/// that is known.
+pub fn remember(entry: &Entry, validator: &Validator, latest: Option<EntryId>) {
     MEMORY.with_borrow_mut(|memory| {
         let hash = memory.hasher.hash_one(Resource::of(&entry.meta.raw_uri));
         memory.count += 1;
         let delivered = Delivered {
             link: Link::of(entry),
             validator: validator.clone(),
-            removed_at: clock::unix_nanos(SystemTime::now()),
+            removed_at: clock::unix_nanos(SystemTime::now()).max(latest.map_or(0, EntryId::nanos)),
             number: memory.count,
         };
         memory.last.insert(hash, delivered);

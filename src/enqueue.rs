@@ -229,10 +229,12 @@ fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
     }
     let id = EntryId::after(newest, now, get_random_u64() as u32);
     let place = PLACE.with(|place| *place.get_or_init(|| get_random_u64() % layout::NOTE_PLACES));
-    // Not synced: after a power failure there is no instance that has not looked through the names. What cannot be
-    // noted matters only where the clock goes back, too.
-    let _ =
-        queue.newest().map(|file| file.write(format!("{id}\n").as_bytes(), place * layout::NOTE_LEN as u64));
+    // Not synced: after a power failure there is no instance that has not looked through the names.
+    if let Some(file) = queue.newest() {
+        let doing = || format!("cannot write {}", layout::NEWEST);
+        file.write(format!("{id}\n").as_bytes(), place * layout::NOTE_LEN as u64)
+            .map_err(|code| Fault { doing: doing(), code })?;
+    }
     NEWEST.set(Some(id));
     Ok(id)
 }

@@ -3,6 +3,7 @@
 use super::before::AMBIGUOUS;
 use super::question::UNASKED;
 use super::{Flight, Pass, Task};
+use crate::ahead::Ahead;
 use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Outcome};
 use crate::cached::Cached;
 use crate::chain;
@@ -219,7 +220,7 @@ impl Pass {
             detail = Some(detail.map_or_else(|| note.into(), |detail| format!("{detail}; {note}")));
         }
         if *validator != Validator::Unknown {
-            chain::remember(entry, validator);
+            chain::remember(entry, validator, self.ahead.as_ref().and_then(Ahead::latest));
         }
         self.remove(entry, Outcome::Delivered, detail)
     }
@@ -231,7 +232,7 @@ impl Pass {
         let (next, added) = ahead.successor(queue, entry);
         let found = next.is_some();
         report.remaining += added;
-        found
+        found || ahead.has_unreadable()
     }
 
     /// Gives the next edit of the resource the version that this one made; whether there is one.

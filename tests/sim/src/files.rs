@@ -219,7 +219,12 @@ impl types::HostDescriptor for State {
                 }
                 world.tree.sync(ino);
                 match world.tree.node(ino).failures > seen {
-                    true => Err(Errno::Io),
+                    // Late news of a sync that failed for somebody else.
+                    true => {
+                        let event = world.event();
+                        world.ledger.disturbances.push(event);
+                        Err(Errno::Io)
+                    }
                     false => Ok(()),
                 }
             })
