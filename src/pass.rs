@@ -271,13 +271,6 @@ impl Pass {
                 return None;
             }
         };
-        if !self.config.original
-            && let Some(validator) = chain::recall(&entry)
-        {
-            entry.state.validator = Some(validator);
-            // Without it on disk, a crash makes a conflict of it at worst.
-            let _ = self.queue.save_state_durably(id, &entry.state);
-        }
         if !self.is_due(&entry) || self.is_held(&mut entry) {
             self.schedule.stick(self.keys(&entry));
             self.leave(entry);
@@ -344,7 +337,16 @@ impl Pass {
         self.record(id, "", "", None, 0, settled);
     }
 
-    fn prepare(&self, turn: Turn, entry: Entry) -> Prepared {
+    /// Makes an entry ready to be sent. Its turn has come: those before it of its resource have had theirs, so what
+    /// was delivered last is what it continues.
+    fn prepare(&self, turn: Turn, mut entry: Entry) -> Prepared {
+        if !self.config.original
+            && let Some(validator) = chain::recall(&entry)
+        {
+            entry.state.validator = Some(validator);
+            // Without it on disk, a crash makes a conflict of it at worst.
+            let _ = self.queue.save_state_durably(entry.id, &entry.state);
+        }
         let body = match self.queue.open_body(&entry) {
             Ok((file, len)) => {
                 let digest = entry.meta.known_digest().filter(|_| !self.config.original);
