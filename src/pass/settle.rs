@@ -390,7 +390,12 @@ impl Pass {
         state.not_before = due.map(clock::rfc3339_up);
         state.last_error = Some(why.clone());
         state.in_flight = in_flight;
-        match self.queue.save_state(entry.id, &state) {
+        // That it was taken must not be forgotten, or it is written again.
+        let saved = match state.taken {
+            Some(_) => self.queue.save_state_durably(entry.id, &state),
+            None => self.queue.save_state(entry.id, &state),
+        };
+        match saved {
             Ok(()) => Settled::stays(outcome, why),
             Err(error) => Settled::stays(outcome, format!("{why}; not noted: {}", guest::describe(&error))),
         }
