@@ -359,3 +359,13 @@ fn every_command_explains_itself() {
     assert!(cli.ok(["--version"]).starts_with("outbox 0."));
     assert!(cli.tree().is_empty());
 }
+
+/// The story has to be true: what the server has in the end is what was decided, on top of what it had.
+#[test]
+fn the_demo_tells_a_story_that_adds_up() {
+    let told = Cli::new().run(["demo"]).expect(0);
+    assert!(told.contains("\"milk is sold out\" becomes \"v3\""), "{told}");
+    assert!(told.contains(r#"the server has version \"v3\" now"#), "{told}");
+    assert!(told.contains("/notes/monday.txt    \"v4\"  \"buy milk, bread and tea\""), "{told}");
+    assert_eq!(told.matches("delivered  ").count(), 4, "{told}");
+}

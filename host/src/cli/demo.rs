@@ -125,8 +125,8 @@ impl Server {
         version
     }
 
-    fn version(&self, path: &str) -> Option<u32> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(path).map(|(version, _)| *version)
+    fn read(&self, path: &str) -> Option<(u32, String)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
     }
 
     fn show(&self) {
@@ -146,19 +146,26 @@ impl Server {
         }
     }
 
-    /// PUT with If-Match, and nothing else.
+    /// GET, and PUT with If-Match.
     async fn answer(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
         let path = request.uri().path().to_owned();
+        let is_question = request.method() == http::Method::GET;
         let expected = request.headers().get("if-match").cloned();
         let body = request.into_body().collect().await?.to_bytes();
-        let present = self.version(&path).map(|version| format!("\"v{version}\""));
+        let (present, text) =
+            self.read(&path).map(|(version, text)| (format!("\"v{version}\""), text)).unzip();
         let matches =
             expected.is_none_or(|tag| present.as_ref().is_some_and(|present| tag == present.as_str()));
-        let (status, etag) = match matches {
-            true => (200, Some(format!("\"v{}\"", self.write(&path, &String::from_utf8_lossy(&body))))),
-            false => (412, present),
+        let (status, etag, content) = match (is_question, matches) {
+            (true, _) if present.is_none() => (404, None, None),
+            (true, _) => (200, present, text),
+            (false, true) => {
+                let version = self.write(&path, &String::from_utf8_lossy(&body));
+                (200, Some(format!("\"v{version}\"")), None)
+            }
+            (false, false) => (412, present, None),
         };
-        let mut response = Response::new(Full::default());
+        let mut response = Response::new(Full::from(content.unwrap_or_default()));
         *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
         if let Some(value) = etag.and_then(|tag| tag.parse().ok()) {
             response.headers_mut().insert(http::header::ETAG, value);
