@@ -8,7 +8,7 @@
 //!   <id>.conflict-<ts>/        set aside after 412, with response.json
 //!   rejected/<id>.<ts>/        refused for good by the server, with response.json
 //!   corrupt/<id>.<ts>/         damaged, with reason.txt
-//!   .staging/<anything>/       being written, or being removed: invisible, swept when old
+//!   .staging/<anything>/       invisible: being written (swept when old), or out of the queue
 //!   .lease                     who replays, and until when, where there is no lock
 //!   .newest                    the last ids given out, one a writer, so that all give out greater ones
 //! ```

@@ -84,6 +84,21 @@ async fn a_deferred_entry_holds_back_its_path_and_those_above_and_below_but_no_o
     }
 }
 
+/// With several requests at once, the host deletes beside the pass, all but the last 64.
+#[tokio::test]
+async fn nothing_of_what_was_delivered_is_left_whoever_deletes_it() {
+    for concurrency in [1, 8] {
+        let (root, server) = (root(), Upstream::start(|_| 204));
+        let outbox = builder(root.path()).upstream(server.url()).concurrency(concurrency).open().unwrap();
+        for n in 0..200 {
+            send(&outbox, "PUT", &format!("/{n}"), "x").await;
+        }
+        assert_eq!(replay(&outbox).await.0.delivered, 200);
+        let left = std::fs::read_dir(path(root.path(), ".staging")).unwrap().count();
+        assert_eq!(left, 0, "at concurrency {concurrency}");
+    }
+}
+
 /// A COPY or MOVE concerns where it leads, too, however that is spelt.
 #[tokio::test]
 async fn a_move_and_a_write_to_its_destination_keep_their_order() {
