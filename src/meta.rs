@@ -142,7 +142,8 @@ pub fn reason_in(file: &str, reason: &str) -> String {
 
 /// A record's text: JSON, indented by one blank.
 pub fn to_json(record: &impl Serialize) -> Vec<u8> {
-    let mut text = Vec::new();
+    // A common meta.json fits.
+    let mut text = Vec::with_capacity(512);
     let indent = serde_json::ser::PrettyFormatter::with_indent(b" ");
     let mut serializer = serde_json::Serializer::with_formatter(&mut text, indent);
     // Our records have string keys only and a Vec takes every write, so this cannot fail.
