@@ -1,6 +1,7 @@
 //! The handle of an outbox.
 
 use crate::Error;
+use crate::bindings::Outbox as Component;
 use crate::bindings::exports::zddc::outbox::{queue as wit_queue, replayer};
 use crate::bindings::zddc::outbox::types as wit;
 use crate::body::{self, Body, Kind};
@@ -116,7 +117,13 @@ impl Outbox {
     }
 
     async fn enqueue_bytes(&self, request: wit::Request, body: Bytes) -> Result<String, Error> {
-        self.queue(async move |queue, store| queue.call_enqueue_bytes(store, &request, &body).await).await
+        let job = async move |instance: &mut Instance| {
+            let call = async |exports: &Component, store: &mut wasmtime::Store<State>| {
+                exports.zddc_outbox_queue().call_enqueue_bytes(store, &request, &body).await
+            };
+            Ok(instance.guard(call).await??)
+        };
+        self.0.queue.call_briefly(job).await
     }
 
     async fn enqueue_stream(&self, request: wit::Request, stream: Kind) -> Result<String, Error> {

@@ -1,7 +1,9 @@
 //! Any number of processes may queue at the same time, beside the one that replays.
 
 use crate::cli::Cli;
+use crate::kit;
 use crate::upstream::Upstream;
+use outbox_host::Write;
 use std::collections::HashSet;
 
 #[tokio::test]
@@ -38,4 +40,28 @@ async fn processes_that_queue_at_once_beside_a_replaying_one_get_ids_of_their_ow
         assert_eq!(order, (0..EACH).map(|n| n.to_string()).collect::<Vec<_>>());
     }
     assert!(cli.tree().is_empty());
+}
+
+/// Each instance notes the ids it gives out in a place of its own in `.newest`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_callers_share_a_bounded_number_of_instances() {
+    const CALLERS: usize = 64;
+    const EACH: usize = 4;
+    let root = kit::root();
+    let outbox = kit::builder(root.path()).open().unwrap();
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..CALLERS {
+        let outbox = outbox.clone();
+        callers.spawn(async move {
+            for _ in 0..EACH {
+                let write = Write::new("PUT", format!("/{caller}"));
+                outbox.enqueue_write(write, "body".into()).await.unwrap();
+            }
+        });
+    }
+    callers.join_all().await;
+    assert_eq!(outbox.count().await.unwrap().pending, (CALLERS * EACH) as u64);
+    let notes = std::fs::read(root.path().join(kit::OUTBOX_DIR).join(".newest")).unwrap();
+    let instances = notes.chunks(24).filter(|note| note[0].is_ascii_hexdigit()).count();
+    assert!(instances <= 32, "{instances} instances were made for {CALLERS} callers");
 }
