@@ -5,7 +5,7 @@
 use crate::Side;
 use crate::plan::{SMALL, Work};
 use crate::process::Servers;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
@@ -66,19 +66,33 @@ impl Dirs {
     }
 }
 
-fn enqueue(root: &Path, entries: u32, sync: bool) -> Result<f64> {
+fn enqueue(root: &Path, entries: u32, callers: u32, sync: bool) -> Result<f64> {
     let dirs = Dirs::open(root)?;
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
     let newest = openat(&dirs.queue, ".newest", flags, Mode::RUSR | Mode::WUSR)?;
     pwrite(&newest, &[0; NOTES], 0)?;
-    let (body, meta) = ([b'x'; SMALL], [b'm'; META]);
     let started = Instant::now();
-    for n in 0..entries {
+    std::thread::scope(|scope| {
+        let each = |caller| {
+            let (dirs, newest) = (&dirs, &newest);
+            scope.spawn(move || queue_each(dirs, newest, (caller..entries).step_by(callers as usize), sync))
+        };
+        let threads: Vec<_> = (0..callers).map(each).collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked")))
+    })?;
+    Ok(f64::from(entries) / started.elapsed().as_secs_f64())
+}
+
+fn queue_each(dirs: &Dirs, newest: &OwnedFd, numbers: impl Iterator<Item = u32>, sync: bool) -> Result<()> {
+    let (body, meta) = ([b'x'; SMALL], [b'm'; META]);
+    for n in numbers {
         let name = format!("{n:016x}");
         mkdirat(&dirs.staging, &name, Mode::RWXU)?;
         dirs.create(&format!("{name}/body.bin"), &body, sync)?;
-        pread(&newest, &mut [0; NOTES], 0)?;
-        pwrite(&newest, &[b'n'; 24], 0)?;
+        pread(newest, &mut [0; NOTES], 0)?;
+        pwrite(newest, &[b'n'; 24], 0)?;
         dirs.create(&format!("{name}/meta.json"), &meta, sync)?;
         if sync {
             fsync(openat(&dirs.staging, &name, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)?;
@@ -88,7 +102,7 @@ fn enqueue(root: &Path, entries: u32, sync: bool) -> Result<f64> {
             fsync(&dirs.queue)?;
         }
     }
-    Ok(f64::from(entries) / started.elapsed().as_secs_f64())
+    Ok(())
 }
 
 /// As many connections as requests at once, all on this thread.
@@ -163,14 +177,14 @@ impl Side for Floor {
 
     fn prepare(&self, work: &Work, root: &Path) -> Result<()> {
         if let Work::Replay { entries, .. } = work {
-            enqueue(root, *entries, false)?;
+            enqueue(root, *entries, 1, false)?;
         }
         Ok(())
     }
 
     fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<f64> {
         match work {
-            Work::Enqueue { entries, sync } => enqueue(root, *entries, *sync),
+            Work::Enqueue { entries, callers, sync, .. } => enqueue(root, *entries, *callers, *sync),
             Work::Replay { entries, concurrency, latency, .. } => {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime.block_on(replay(root, *entries, *concurrency, servers.url(*latency)))

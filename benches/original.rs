@@ -32,9 +32,9 @@ impl Original {
         serde_json::from_slice(&output.stdout).with_context(|| format!("the output of {command:?}"))
     }
 
-    fn enqueue(&self, root: &Path, entries: u32, sync: bool) -> Result<f64> {
-        let (entries, size) = (entries.to_string(), SMALL.to_string());
-        let mut args = vec!["enqueue", "-n", &entries, "-size", &size, "-conc", "1"];
+    fn enqueue(&self, root: &Path, entries: u32, callers: u32, sync: bool) -> Result<f64> {
+        let (entries, size, callers) = (entries.to_string(), SMALL.to_string(), callers.to_string());
+        let mut args = vec!["enqueue", "-n", &entries, "-size", &size, "-conc", &callers];
         if sync {
             args.push("-fsync");
         }
@@ -51,7 +51,7 @@ impl Side for Original {
         match work {
             Work::Enqueue { .. } | Work::SendLarge => {}
             Work::Replay { original_entries, .. } => {
-                self.enqueue(root, *original_entries, false)?;
+                self.enqueue(root, *original_entries, 1, false)?;
             }
             Work::Start => {
                 self.figures(&["enqueue-one", "-method", "DELETE", "-uri", "/x"], root)?;
@@ -66,7 +66,9 @@ impl Side for Original {
 
     fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<f64> {
         match work {
-            Work::Enqueue { entries, sync } => self.enqueue(root, *entries, *sync),
+            Work::Enqueue { entries, callers, original_sync, .. } => {
+                self.enqueue(root, *entries, *callers, *original_sync)
+            }
             Work::Replay { original_entries, latency, .. } => {
                 let figures = self.figures(&["replay", "-upstream", servers.url(*latency)], root)?;
                 let replayed = figures.get("replayed").and_then(Value::as_u64);

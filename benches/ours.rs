@@ -37,17 +37,26 @@ impl Ours {
         command
     }
 
-    fn enqueue(&self, root: &Path, entries: u32, durability: Durability) -> Result<f64> {
+    fn enqueue(&self, root: &Path, entries: u32, callers: u32, durability: Durability) -> Result<f64> {
         self.tokio.block_on(async {
             let outbox = self.builder(root).durability(durability).open()?;
             // The instance is there before the clock starts, as the original's state is.
             outbox.count().await?;
             let body: Vec<u8> = (0..SMALL).map(|n| n as u8).collect();
             let started = Instant::now();
-            for n in 0..entries {
-                let mut write = Write::new("PUT", format!("/x/{n:08}"));
-                write.content_type = Some("application/octet-stream".into());
-                outbox.enqueue_write(write, body.clone().into()).await?;
+            // The only caller is this thread, as in a program that queues now and then.
+            if callers == 1 {
+                queue_each(&outbox, &body, 0..entries).await?;
+            } else {
+                let mut tasks = tokio::task::JoinSet::new();
+                for caller in 0..callers {
+                    let (outbox, body) = (outbox.clone(), body.clone());
+                    let numbers = (caller..entries).step_by(callers as usize);
+                    tasks.spawn(async move { queue_each(&outbox, &body, numbers).await });
+                }
+                while let Some(done) = tasks.join_next().await {
+                    done??;
+                }
             }
             Ok(f64::from(entries) / started.elapsed().as_secs_f64())
         })
@@ -73,12 +82,21 @@ impl Ours {
     }
 }
 
+async fn queue_each(outbox: &Outbox, body: &[u8], numbers: impl Iterator<Item = u32>) -> Result<()> {
+    for n in numbers {
+        let mut write = Write::new("PUT", format!("/x/{n:08}"));
+        write.content_type = Some("application/octet-stream".into());
+        outbox.enqueue_write(write, body.to_vec().into()).await?;
+    }
+    Ok(())
+}
+
 impl Side for Ours {
     fn prepare(&self, work: &Work, root: &Path) -> Result<()> {
         match work {
             Work::Enqueue { .. } | Work::SendLarge => {}
             Work::Replay { entries, .. } => {
-                self.enqueue(root, *entries, Durability::None)?;
+                self.enqueue(root, *entries, 1, Durability::None)?;
             }
             Work::Start => self.queue_one(root, Write::new("DELETE", "/x"), Body::empty())?,
             Work::ReplayLarge => {
@@ -91,9 +109,9 @@ impl Side for Ours {
 
     fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<f64> {
         match work {
-            Work::Enqueue { entries, sync } => {
+            Work::Enqueue { entries, callers, sync, .. } => {
                 let durability = if *sync { Durability::Full } else { Durability::None };
-                self.enqueue(root, *entries, durability)
+                self.enqueue(root, *entries, *callers, durability)
             }
             Work::Replay { entries, concurrency, latency, .. } => {
                 self.replay(root, *entries, *concurrency, servers.url(*latency))

@@ -47,8 +47,8 @@ pub struct Row<'a> {
 
 /// What is done.
 pub enum Work {
-    /// Entries of [`SMALL`] are queued by one caller.
-    Enqueue { entries: u32, sync: bool },
+    /// Entries of [`SMALL`] are queued by so many callers at once; the original may be spared its syncs.
+    Enqueue { entries: u32, callers: u32, sync: bool, original_sync: bool },
     /// Entries of [`SMALL`] are replayed. The original sends one at a time, so it is given fewer where
     /// many would take it minutes.
     Replay { entries: u32, original_entries: u32, concurrency: usize, latency: Duration },
@@ -104,12 +104,23 @@ pub fn rows<'a>(scale: &Scale, places: &'a [Place], filters: &[String]) -> Vec<R
     let rate = Unit::EntriesPerSecond;
     add("enqueue 1 KiB, no fsync, 1 caller", &both, rate, Some(TimesOriginal(1.3)), |scale| Work::Enqueue {
         entries: scale.enqueued,
+        callers: 1,
         sync: false,
+        original_sync: false,
     });
     add("enqueue 1 KiB, fsync, 1 caller", &["disk"], rate, None, |scale| Work::Enqueue {
         entries: scale.synced,
+        callers: 1,
         sync: true,
+        original_sync: true,
     });
+    add(
+        "enqueue 1 KiB, fsync, 64 callers (original: no fsync)",
+        &["disk"],
+        rate,
+        Some(TimesOriginal(1.0)),
+        |scale| Work::Enqueue { entries: scale.enqueued, callers: 64, sync: true, original_sync: false },
+    );
     if process::can_tell_memory() {
         // The file system's own pages are not the process's.
         add("send 256 MiB: peak memory", &both, Unit::Mebibytes, Some(Below(96.0)), |_| Work::SendLarge);
