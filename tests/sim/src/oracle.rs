@@ -81,6 +81,18 @@ impl Facts<'_> {
         })
     }
 
+    /// The question that was asked after a 412, and answered.
+    fn question_after(&self, refusal: &Seen) -> Option<&Seen> {
+        let refused = refusal.answered?;
+        self.world.peer.seen.iter().find(|question| {
+            let about = !question.is_write() && question.uri == refusal.uri;
+            about
+                && question.process == refusal.process
+                && question.at > refused
+                && question.answered.is_some()
+        })
+    }
+
     /// When an entry's way may have ended: the first event that says so.
     fn ended(&self, id: &str) -> Option<u64> {
         let answers = self.of(id).iter().filter(|seen| is_final(seen)).filter_map(|seen| seen.answered);
@@ -227,7 +239,13 @@ fn refused(facts: &Facts<'_>, wrong: &mut Vec<String>) {
 fn lost_replies(facts: &Facts<'_>, wrong: &mut Vec<String>) {
     for entry in facts.found.iter().filter(|entry| entry.place == Place::Conflict) {
         let sent = facts.of(&entry.id);
-        let Some(done) = sent.iter().rfind(|seen| seen.applied.is_some()) else { continue };
+        let refused = |seen: &&&Seen| seen.status == Some(412) && seen.answered.is_some();
+        let Some(refusal) = sent.iter().rfind(refused) else { continue };
+        // A request that was given up may be carried out long after: what had not happened when the component asked,
+        // no question can tell.
+        let asked = facts.question_after(refusal).unwrap_or(refusal).at;
+        let before = |seen: &&&Seen| seen.applied.is_some_and(|at| at < asked);
+        let Some(done) = sent.iter().rfind(before) else { continue };
         if !matches!(done.method.as_str(), "PUT" | "DELETE") {
             continue;
         }

@@ -101,13 +101,15 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
         let about = path(&attempt.uri);
         let Some(refused) = facts.of(id).iter().rfind(|s| s.status == Some(412)) else { continue };
         let last = refused.answered.unwrap_or(refused.at);
+        // The question that follows may be refused whatever it is, too.
+        let judged = facts.question_after(refused).and_then(|question| question.answered).unwrap_or(last);
         let then = peer.changes.iter().rfind(|change| change.path == about && change.at < attempt.begun);
         let based = match &attempt.base {
             Base::None | Base::Time(..) => false,
             Base::Create => then.is_none_or(|change| !change.exists),
             Base::Etag(tag) => then.is_some_and(|change| change.etag.as_ref() == Some(tag)),
         };
-        if !based || !peer.is_strong(about) || disturbed(facts, attempt, last) {
+        if !based || !peer.is_strong(about) || disturbed(facts, attempt, judged) {
             continue;
         }
         let since = peer.changes.iter().filter(|c| c.path == about && c.at > attempt.begun && c.at < last);
