@@ -12,6 +12,7 @@ use crate::queue::Queue;
 use crate::{Error, Result, request};
 use std::cell::{Cell, OnceCell};
 use std::time::SystemTime;
+use wasi::clocks::monotonic_clock;
 use wasi::io::streams::{InputStream, StreamError};
 use wasi::random::random::{get_random_bytes, get_random_u64};
 use xxhash_rust::xxh3::Xxh3;
@@ -51,6 +52,7 @@ impl From<Fault> for Unpublished {
 /// queue's directory, files for the sweep.
 pub fn enqueue(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) -> Result<EntryId> {
     request::check(request)?;
+    let _ = forward(SystemTime::now());
     let limits = match body {
         // It is in the outbox already.
         Body::Stored(..) => Limits::default(),
@@ -203,6 +205,8 @@ pub fn noted(queue: &Queue) -> Option<EntryId> {
 thread_local! {
     /// The greatest id that this instance knows of.
     static NEWEST: Cell<Option<EntryId>> = const { Cell::new(None) };
+    /// What [`forward`] last said, and when that was by the monotonic clock.
+    static FORWARD: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
     /// Where this instance notes the ids that it gives out.
     static PLACE: OnceCell<u64> = const { OnceCell::new() };
 }
@@ -212,12 +216,23 @@ pub fn seen(newest: Option<EntryId>) {
     NEWEST.set(NEWEST.get().max(newest));
 }
 
+/// The wall clock's time in Unix nanoseconds, or what it would be had nobody set the clock back since this instance
+/// first asked. Two that queue at the same moment do not see each other's notes, and where they share a place, one note
+/// overwrites the other: as long as nobody's time goes back, whatever comes after them is greater than both.
+fn forward(now: SystemTime) -> u64 {
+    let (wall, monotonic) = (clock::unix_nanos(now), monotonic_clock::now());
+    let moved_on = |(time, at): (u64, u64)| time.saturating_add(monotonic.saturating_sub(at));
+    let time = FORWARD.get().map_or(wall, |last| wall.max(moved_on(last)));
+    FORWARD.set(Some((time, monotonic)));
+    time
+}
+
 /// An id greater than every one in the queue, also when the clock went back. An instance looks through the names
 /// once; [`layout::NEWEST`] tells what others gave out since. Each has a place of its own in there, so that nobody
 /// overwrites a greater one. (The directory's time would not do: whatever changes in there after the clock went back
 /// hides that a later id was given out.)
 fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
-    let now = clock::unix_nanos(now);
+    let now = forward(now);
     let noted = noted(queue);
     let mut newest = NEWEST.get().max(noted);
     if NEWEST.get().is_none() || noted.is_none() {
