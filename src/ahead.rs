@@ -136,16 +136,35 @@ impl Ahead {
         Some(entry)
     }
 
-    /// The next edit of the same resource that continues this one. What was queued meanwhile is looked at too;
-    /// how many entries that adds is returned beside.
-    pub fn successor(&mut self, queue: &Queue, of: &Entry) -> (Option<&mut Entry>, u64) {
+    /// The edits of the same resource that are to get the name of what this one makes: the next one that continues
+    /// it, of each base, and those that have inherited a version which is gone with this write. What was queued
+    /// meanwhile is looked at too; how many entries that adds is returned beside.
+    pub fn successors(&mut self, queue: &Queue, of: &Entry) -> (Vec<EntryId>, u64) {
         let added = self.refresh(queue);
         while self.read.len() < WINDOW && self.read_one(queue) {}
         let link = Link::of(of);
         let Ahead { chained, entries, .. } = self;
         let ids = chained.get(&Resource::of(&of.meta.raw_uri)).into_iter().flatten();
-        let next = ids.copied().find(|id| entries.get(id).is_some_and(|entry| link.continues(entry)));
-        (next.and_then(|id| self.entries.get_mut(&id)), added)
+        let later = ids.filter_map(|id| entries.get(id)).filter(|entry| link.continues(entry));
+        let (mut next, mut authors) = (Vec::new(), Vec::new());
+        for entry in later {
+            let author = Base::of(&entry.meta);
+            let same = link.is_of(&author);
+            if entry.state.validator.is_some() || !authors.contains(&author) {
+                next.push(entry.id);
+                authors.push(author);
+            }
+            // Whoever comes after that one gets its version from it.
+            if same {
+                break;
+            }
+        }
+        (next, added)
+    }
+
+    /// An entry that was read ahead.
+    pub fn entry(&mut self, id: EntryId) -> Option<&mut Entry> {
+        self.entries.get_mut(&id)
     }
 
     /// A later entry that makes this PUT superfluous: a PUT or DELETE of the very same path and query that is

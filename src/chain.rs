@@ -4,7 +4,8 @@
 //! removed: the chain never conflicts with itself, also after a crash, and a version that somebody else put in
 //! between still does conflict.
 //!
-//! An edit whose base differs from its predecessor's keeps it: its author had seen something else.
+//! An edit whose base differs from its predecessor's keeps it: its author had seen something else. But an
+//! edit without a base replaces whatever each of those after it had seen, so all of these continue it.
 
 use crate::key::Key;
 use crate::precondition::{Base, Validator};
@@ -48,7 +49,12 @@ impl Link {
         let sent = later.base();
         later.id > self.id
             && sent != Base::Any
-            && (self.author == Base::Any || self.author == Base::of(&later.meta) || self.sent == sent)
+            && (self.author == Base::Any || self.is_of(&Base::of(&later.meta)) || self.sent == sent)
+    }
+
+    /// Whether this is what its author had seen.
+    pub fn is_of(&self, base: &Base) -> bool {
+        self.author == *base
     }
 }
 

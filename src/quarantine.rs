@@ -384,8 +384,10 @@ pub fn drop_entry(queue: &Queue, name: &str) -> Result<()> {
         && let Some(validator) = entry.state.validator.clone()
     {
         // The edit that would have followed this one follows the one before it now.
-        if let (Some(next), _) = Ahead::list(queue)?.successor(queue, &entry) {
-            next.state.validator = Some(validator);
+        let mut ahead = Ahead::list(queue)?;
+        for id in ahead.successors(queue, &entry).0 {
+            let Some(next) = ahead.entry(id) else { continue };
+            next.state.validator = Some(validator.clone());
             queue.save_state_durably(next.id, &next.state)?;
         }
     }

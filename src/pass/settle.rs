@@ -229,34 +229,35 @@ impl Pass {
         let _ = self.list();
         let Pass { ahead, queue, report, .. } = self;
         let Some(ahead) = ahead else { return false };
-        let (next, added) = ahead.successor(queue, entry);
-        let found = next.is_some();
+        let (next, added) = ahead.successors(queue, entry);
         report.remaining += added;
-        found || ahead.has_unreadable()
+        !next.is_empty() || ahead.has_unreadable()
     }
 
-    /// Gives the next edit of the resource the version that this one made; whether there is one.
+    /// Gives the next edits of the resource the version that this one made; whether there are any.
     fn hand_on(&mut self, entry: &Entry, validator: &Validator, about: Option<&Reply>) -> bool {
         // What cannot be listed now has been seen before, or is remembered by the chain.
         let _ = self.list();
         let Pass { ahead, queue, report, .. } = self;
         let Some(ahead) = ahead else { return false };
-        let (next, added) = ahead.successor(queue, entry);
+        let (ids, added) = ahead.successors(queue, entry);
         report.remaining += added;
-        let Some(next) = next else { return false };
-        next.state.validator = Some(validator.clone());
-        if let (Validator::LastModified(date), Some(about)) = (validator, about) {
-            let at = clock::parse_http_date(date);
-            if about.header("date").and_then(clock::parse_http_date).is_none_or(|now| Some(now) <= at) {
-                // A date has whole seconds: our own next version must not get the same one.
-                let pause = SystemTime::now() + Duration::from_secs(1);
-                let due = next.state.not_before().map_or(pause, |due| due.max(pause));
-                next.state.not_before = Some(clock::rfc3339_up(due));
+        for id in &ids {
+            let Some(next) = ahead.entry(*id) else { continue };
+            next.state.validator = Some(validator.clone());
+            if let (Validator::LastModified(date), Some(about)) = (validator, about) {
+                let at = clock::parse_http_date(date);
+                if about.header("date").and_then(clock::parse_http_date).is_none_or(|now| Some(now) <= at) {
+                    // A date has whole seconds: our own next version must not get the same one.
+                    let pause = SystemTime::now() + Duration::from_secs(1);
+                    let due = next.state.not_before().map_or(pause, |due| due.max(pause));
+                    next.state.not_before = Some(clock::rfc3339_up(due));
+                }
             }
+            // Known in memory also where it cannot be written; then a crash makes a conflict of it at worst.
+            let _ = queue.save_state_durably(next.id, &next.state);
         }
-        // Known in memory also where it cannot be written; then a crash makes a conflict of it at worst.
-        let _ = queue.save_state_durably(next.id, &next.state);
-        true
+        !ids.is_empty()
     }
 
     /// An entry that leaves the queue undelivered leaves the version that it inherited to the next one.
