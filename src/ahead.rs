@@ -54,6 +54,8 @@ pub struct Ahead {
     newest: Option<EntryId>,
     /// The greatest that is known to have been given out.
     latest: Option<EntryId>,
+    /// The last ids given out, one a writer.
+    noted: Vec<EntryId>,
     opened_at: u64,
     listed_at: u64,
     listing_took: u64,
@@ -69,6 +71,7 @@ impl Ahead {
         Ok(Ahead {
             newest: unread.back().copied(),
             latest: unread.back().copied(),
+            noted: Vec::new(),
             unread,
             read: VecDeque::new(),
             entries: BTreeMap::new(),
@@ -138,14 +141,26 @@ impl Ahead {
 
     /// The edits of the same resource that are to get the name of what this one makes: the next one that continues
     /// it, of each base, and those that have inherited a version which is gone with this write. What was queued
-    /// meanwhile is looked at too; how many entries that adds is returned beside.
-    pub fn successors(&mut self, queue: &Queue, of: &Entry) -> (Vec<EntryId>, u64) {
+    /// meanwhile is looked at too; how many entries that adds is returned beside. `busy` says what is in flight.
+    pub fn successors(
+        &mut self,
+        queue: &Queue,
+        of: &Entry,
+        busy: impl Fn(EntryId) -> bool,
+    ) -> (Vec<EntryId>, u64) {
         let added = self.refresh(queue);
         while self.read.len() < WINDOW && self.read_one(queue) {}
+        let mut next = self.continuing(of);
+        if next.is_empty() && self.find_overtaken(queue, of, busy) {
+            next = self.continuing(of);
+        }
+        (next, added)
+    }
+
+    fn continuing(&self, of: &Entry) -> Vec<EntryId> {
         let link = Link::of(of);
-        let Ahead { chained, entries, .. } = self;
-        let ids = chained.get(&Resource::of(&of.meta.raw_uri)).into_iter().flatten();
-        let later = ids.filter_map(|id| entries.get(id)).filter(|entry| link.continues(entry));
+        let ids = self.chained.get(&Resource::of(&of.meta.raw_uri)).into_iter().flatten();
+        let later = ids.filter_map(|id| self.entries.get(id)).filter(|entry| link.continues(entry));
         let (mut next, mut authors) = (Vec::new(), Vec::new());
         for entry in later {
             let author = Base::of(&entry.meta);
@@ -159,7 +174,27 @@ impl Ahead {
                 break;
             }
         }
-        (next, added)
+        next
+    }
+
+    /// Reads what was published after the queue had been listed although its id is smaller than another's that was
+    /// listed: its writer was slower. The next pass sends it, but it may inherit in this one. Whether there is any.
+    fn find_overtaken(&mut self, queue: &Queue, of: &Entry, busy: impl Fn(EntryId) -> bool) -> bool {
+        let mut found = false;
+        for id in std::mem::take(&mut self.noted) {
+            let listed = Some(id) > self.newest
+                || busy(id)
+                || self.entries.contains_key(&id)
+                || self.unread.binary_search(&id).is_ok();
+            if id > of.id
+                && !listed
+                && let Ok(entry) = queue.load(id)
+            {
+                self.leave(entry);
+                found = true;
+            }
+        }
+        found
     }
 
     /// An entry that was read ahead.
@@ -214,7 +249,8 @@ impl Ahead {
     fn refresh(&mut self, queue: &Queue) -> u64 {
         let now = monotonic_clock::now();
         if self.listing_took <= CHEAP {
-            self.latest = self.latest.max(enqueue::noted(queue));
+            self.noted = enqueue::noted(&enqueue::notes(queue)).collect();
+            self.latest = self.latest.max(self.noted.iter().max().copied());
         }
         let pause = self.listing_took.saturating_mul(LISTING_SHARE).max(LISTING_PAUSE);
         let due = self.listed_at.saturating_add(pause);

@@ -194,12 +194,16 @@ fn next_chunk(stream: &InputStream) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// The greatest id that a writer has noted.
-pub fn noted(queue: &Queue) -> Option<EntryId> {
-    let text = queue.newest()?.read_all(layout::NOTES_LEN).ok()?;
-    let notes = text.chunks(layout::NOTE_LEN).filter(|note| !note.starts_with(&[0]));
+/// What writers have noted, for [`noted`]; nothing where it cannot be read.
+pub fn notes(queue: &Queue) -> Vec<u8> {
+    queue.newest().and_then(|file| file.read_all(layout::NOTES_LEN).ok()).unwrap_or_default()
+}
+
+/// The last ids that were given out, one a writer.
+pub fn noted(notes: &[u8]) -> impl Iterator<Item = EntryId> {
+    let notes = notes.chunks(layout::NOTE_LEN).filter(|note| !note.starts_with(&[0]));
     let ids = notes.map(|note| std::str::from_utf8(note.trim_ascii_end()));
-    ids.filter_map(|note| EntryId::parse(note.ok()?)).max()
+    ids.filter_map(|note| EntryId::parse(note.ok()?))
 }
 
 thread_local! {
@@ -233,7 +237,7 @@ fn forward(now: SystemTime) -> u64 {
 /// hides that a later id was given out.)
 fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
     let now = forward(now);
-    let noted = noted(queue);
+    let noted = noted(&notes(queue)).max();
     let mut newest = NEWEST.get().max(noted);
     if NEWEST.get().is_none() || noted.is_none() {
         queue.names(|name, _| {

@@ -2,7 +2,7 @@
 
 use super::before::AMBIGUOUS;
 use super::question::UNASKED;
-use super::{Flight, Pass, Task};
+use super::{Flight, Pass, Prepared, Task};
 use crate::ahead::Ahead;
 use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Outcome};
 use crate::cached::Cached;
@@ -73,6 +73,12 @@ impl From<Settled> for Step {
     fn from(settled: Settled) -> Step {
         Step::Done(settled)
     }
+}
+
+/// Whether an entry is in flight, or about to be.
+fn is_busy(flights: &[Flight], next: &Option<Prepared>, id: EntryId) -> bool {
+    flights.iter().any(|flight| flight.task.entry.id == id)
+        || next.as_ref().is_some_and(|next| next.entry.id == id)
 }
 
 impl Pass {
@@ -227,9 +233,9 @@ impl Pass {
 
     pub(super) fn is_continued(&mut self, entry: &Entry) -> bool {
         let _ = self.list();
-        let Pass { ahead, queue, report, .. } = self;
+        let Pass { ahead, queue, report, flights, next, .. } = self;
         let Some(ahead) = ahead else { return false };
-        let (next, added) = ahead.successors(queue, entry);
+        let (next, added) = ahead.successors(queue, entry, |id| is_busy(flights, next, id));
         report.remaining += added;
         !next.is_empty() || ahead.has_unreadable()
     }
@@ -238,9 +244,9 @@ impl Pass {
     fn hand_on(&mut self, entry: &Entry, validator: &Validator, about: Option<&Reply>) -> bool {
         // What cannot be listed now has been seen before, or is remembered by the chain.
         let _ = self.list();
-        let Pass { ahead, queue, report, .. } = self;
+        let Pass { ahead, queue, report, flights, next, .. } = self;
         let Some(ahead) = ahead else { return false };
-        let (ids, added) = ahead.successors(queue, entry);
+        let (ids, added) = ahead.successors(queue, entry, |id| is_busy(flights, next, id));
         report.remaining += added;
         for id in &ids {
             let Some(next) = ahead.entry(*id) else { continue };
