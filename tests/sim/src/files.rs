@@ -4,6 +4,7 @@
 use crate::bindings::wasi::clocks::wall_clock::Datetime;
 use crate::bindings::wasi::filesystem::{preopens, types};
 use crate::guest::State;
+use crate::ledger::Failure;
 use crate::tree::{Errno, Ino, Kind, ROOT};
 use crate::world::{Died, Op, Point, Shared, World};
 use bytes::Bytes;
@@ -75,10 +76,11 @@ fn stat(world: &World, ino: Ino) -> DescriptorStat {
 }
 
 impl State {
-    /// A call into the file system: `work` does it, told whether it is to fail.
+    /// A call into the file system, on `ino` or something below it: `work` does it, told whether it is to fail.
     async fn call<T>(
         &mut self,
         op: Op,
+        ino: Ino,
         name: impl Fn() -> String,
         work: impl FnOnce(&mut World, Option<Errno>) -> Result<T, Errno>,
     ) -> Outcome<T> {
@@ -112,6 +114,13 @@ impl State {
         world.tree.now = world.wall();
         let fault = world.fault(op);
         let done = work(&mut world, fault);
+        if let (Err(Errno::Io | Errno::NoSpace), Some(at)) =
+            (&done, world.ledger.disturbances.last().copied())
+        {
+            let on = world.tree.path_of(ino).unwrap_or_default();
+            let failure = Failure { at, process: self.process, op, what: name(), on };
+            world.ledger.failures.push(failure);
+        }
         world.say(|| {
             let end = match &done {
                 Ok(_) => String::new(),
@@ -169,7 +178,7 @@ impl types::HostDescriptor for State {
     async fn read(&mut self, fd: Resource<Descriptor>, length: u64, offset: u64) -> Outcome<(Vec<u8>, bool)> {
         let fd = self.open(&fd)?;
         let name = || format!("read {} at {offset}", fd.ino);
-        self.call(Op::Read, name, |world, fault| {
+        self.call(Op::Read, fd.ino, name, |world, fault| {
             healthy(fault)?;
             let bytes = world.tree.bytes(fd.ino)?;
             let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
@@ -187,7 +196,7 @@ impl types::HostDescriptor for State {
     async fn write(&mut self, fd: Resource<Descriptor>, buffer: Vec<u8>, offset: u64) -> Outcome<u64> {
         let fd = self.open(&fd)?;
         let name = || format!("write {} bytes to {} at {offset}", buffer.len(), fd.ino);
-        self.call(Op::Write, name, |world, fault| {
+        self.call(Op::Write, fd.ino, name, |world, fault| {
             if !fd.writable {
                 return Err(Errno::BadDescriptor);
             }
@@ -211,7 +220,7 @@ impl types::HostDescriptor for State {
         let name = || format!("sync {}", open.ino);
         let (ino, seen) = (open.ino, open.seen);
         let done = self
-            .call(Op::Sync, name, |world, fault| {
+            .call(Op::Sync, ino, name, |world, fault| {
                 if let Some(errno) = fault {
                     world.tree.fail_sync(ino);
                     world.failed_syncs += 1;
@@ -242,7 +251,7 @@ impl types::HostDescriptor for State {
         let fd = self.open(&fd)?;
         let name = || format!("list {}", fd.ino);
         let names = self
-            .call(Op::List, name, |world, fault| {
+            .call(Op::List, fd.ino, name, |world, fault| {
                 healthy(fault)?;
                 let mut names = world.tree.list(fd.ino)?;
                 world.rng.shuffle(&mut names);
@@ -271,7 +280,7 @@ impl types::HostDescriptor for State {
     async fn create_directory_at(&mut self, fd: Resource<Descriptor>, path: String) -> Outcome<()> {
         let fd = self.open(&fd)?;
         let name = || format!("mkdir {}/{path}", fd.ino);
-        self.call(Op::MakeDir, name, |world, fault| {
+        self.call(Op::MakeDir, fd.ino, name, |world, fault| {
             healthy(fault)?;
             world.tree.create(fd.ino, &path, Kind::Dir(BTreeMap::new())).map(|_| ())
         })
@@ -281,7 +290,7 @@ impl types::HostDescriptor for State {
     async fn stat(&mut self, fd: Resource<Descriptor>) -> Outcome<DescriptorStat> {
         let fd = self.open(&fd)?;
         let name = || format!("stat {}", fd.ino);
-        self.call(Op::Stat, name, |world, fault| {
+        self.call(Op::Stat, fd.ino, name, |world, fault| {
             healthy(fault)?;
             Ok(stat(world, fd.ino))
         })
@@ -296,7 +305,7 @@ impl types::HostDescriptor for State {
     ) -> Outcome<DescriptorStat> {
         let fd = self.open(&fd)?;
         let name = || format!("stat {}/{path}", fd.ino);
-        self.call(Op::Stat, name, |world, fault| {
+        self.call(Op::Stat, fd.ino, name, |world, fault| {
             let ino = world.tree.find(fd.ino, &path)?;
             healthy(fault)?;
             Ok(stat(world, ino))
@@ -317,7 +326,7 @@ impl types::HostDescriptor for State {
         let writable = flags.contains(DescriptorFlags::WRITE);
         let name = || format!("{} {}/{path}", if creating { "create" } else { "open" }, fd.ino);
         let opened = self
-            .call(if creating { Op::Create } else { Op::Open }, name, |world, fault| {
+            .call(if creating { Op::Create } else { Op::Open }, fd.ino, name, |world, fault| {
                 let found = world.tree.find(fd.ino, &path);
                 if fault.is_some() && (creating || found.is_ok()) {
                     healthy(fault)?;
@@ -359,7 +368,7 @@ impl types::HostDescriptor for State {
     ) -> Outcome<()> {
         let (fd, to) = (self.open(&fd)?, self.open(&to)?);
         let name = || format!("rename {}/{path} to {}/{to_path}", fd.ino, to.ino);
-        self.call(Op::Rename, name, |world, fault| {
+        self.call(Op::Rename, fd.ino, name, |world, fault| {
             healthy(fault)?;
             world.tree.rename(fd.ino, &path, to.ino, &to_path)
         })
@@ -376,7 +385,7 @@ impl types::HostDescriptor for State {
     ) -> Outcome<()> {
         let (fd, to) = (self.open(&fd)?, self.open(&to)?);
         let name = || format!("link {}/{path} as {}/{to_path}", fd.ino, to.ino);
-        self.call(Op::Create, name, |world, fault| {
+        self.call(Op::Create, fd.ino, name, |world, fault| {
             healthy(fault)?;
             world.tree.link(fd.ino, &path, to.ino, &to_path)
         })
@@ -386,7 +395,7 @@ impl types::HostDescriptor for State {
     async fn unlink_file_at(&mut self, fd: Resource<Descriptor>, path: String) -> Outcome<()> {
         let fd = self.open(&fd)?;
         let name = || format!("unlink {}/{path}", fd.ino);
-        self.call(Op::Remove, name, |world, fault| {
+        self.call(Op::Remove, fd.ino, name, |world, fault| {
             world.tree.find(fd.ino, &path)?;
             healthy(fault)?;
             world.tree.unlink(fd.ino, &path)
@@ -397,7 +406,7 @@ impl types::HostDescriptor for State {
     async fn remove_directory_at(&mut self, fd: Resource<Descriptor>, path: String) -> Outcome<()> {
         let fd = self.open(&fd)?;
         let name = || format!("rmdir {}/{path}", fd.ino);
-        self.call(Op::Remove, name, |world, fault| {
+        self.call(Op::Remove, fd.ino, name, |world, fault| {
             world.tree.find(fd.ino, &path)?;
             healthy(fault)?;
             world.tree.remove_dir(fd.ino, &path)

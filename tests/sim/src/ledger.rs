@@ -1,6 +1,7 @@
 //! What the clients of the queue know: what they asked for and what they were told. The oracles compare it
 //! with what the server saw and with what is on disk.
 
+use crate::world::Op;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -85,6 +86,21 @@ pub struct Told {
     pub sealed: Option<u64>,
 }
 
+/// A call into the file system that failed.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// The event.
+    pub at: u64,
+    /// Who made it.
+    pub process: usize,
+    /// What kind of call.
+    pub op: Op,
+    /// What it was to do, with the path in it, if it was given one.
+    pub what: String,
+    /// The path of what was open, the file or directory that it was made on.
+    pub on: String,
+}
+
 /// All of it.
 #[derive(Debug, Default)]
 pub struct Ledger {
@@ -106,6 +122,10 @@ pub struct Ledger {
     pub power_failures: Vec<u64>,
     /// The events at which a process died, the power failed or the file system did.
     pub disturbances: Vec<u64>,
+    /// Calls into the file system that failed.
+    pub failures: Vec<Failure>,
+    /// Processes that died, with the event.
+    pub deaths: Vec<(usize, u64)>,
     /// The events at which nothing ran.
     pub quiet: Vec<u64>,
     /// The event at which the end began.

@@ -210,7 +210,7 @@ impl Run<'_> {
         });
         let lives = self.together(futures.collect(), power.is_some()).await;
         for life in lives {
-            if let Life::Over = life {
+            if let Life::Over(_) = life {
                 self.deaths += 1;
             }
             if let Life::Goes(process, resume) = life {
@@ -258,11 +258,12 @@ impl Run<'_> {
                 *slot = None;
                 let mut world = self.world.lock();
                 world.running -= 1;
-                if matches!(life, Life::Over) {
+                if let Life::Over(number) = life {
                     let event = world.event();
                     world.ledger.disturbances.push(event);
+                    world.ledger.deaths.push((number, event));
                 }
-                if power && matches!(life, Life::Over) {
+                if power && matches!(life, Life::Over(_)) {
                     world.dark = true;
                     return Poll::Ready(());
                 }
@@ -388,8 +389,8 @@ impl Run<'_> {
 enum Life {
     /// It goes on; what a pass said.
     Goes(Box<Process>, Option<act::Resume>),
-    /// It died, as it was to.
-    Over,
+    /// It died, as it was to: which it was.
+    Over(usize),
     /// It trapped.
     Trapped,
 }
@@ -420,17 +421,17 @@ async fn live(
     let number = process.number;
     let Some(result) = result else {
         world.lock().say(|| format!("[{number}] dies while it waits"));
-        return Life::Over;
+        return Life::Over(number);
     };
     match result {
         Ok(resume) => Life::Goes(Box::new(process), resume),
-        Err(_) if process.store.data().died => Life::Over,
+        Err(_) if process.store.data().died => Life::Over(number),
         Err(trap) => {
             let out = trap.downcast_ref::<wasmtime::Trap>() == Some(&wasmtime::Trap::OutOfFuel);
             let mut world = world.lock();
             if out && victim {
                 world.say(|| format!("[{number}] dies while it computes"));
-                return Life::Over;
+                return Life::Over(number);
             }
             let said = process.last_words();
             let text = format!("{does:?}: {said} {}", trap.root_cause());

@@ -309,6 +309,21 @@ impl Tree {
         self.unlink(dir, path)
     }
 
+    /// The path of something that has a name, from the root on.
+    pub fn path_of(&self, ino: Ino) -> Option<String> {
+        self.path_below(ROOT, "", ino)
+    }
+
+    fn path_below(&self, dir: Ino, prefix: &str, ino: Ino) -> Option<String> {
+        self.list(dir).unwrap_or_default().into_iter().find_map(|(name, found)| {
+            let path = format!("{prefix}{name}");
+            match found == ino {
+                true => Some(path),
+                false => self.path_below(found, &format!("{path}/"), ino),
+            }
+        })
+    }
+
     /// All paths with sizes, for people.
     pub fn dump(&self) -> String {
         let mut text = String::new();

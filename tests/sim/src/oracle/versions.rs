@@ -6,6 +6,7 @@ use crate::ledger::{Act, Attempt, Base};
 use crate::peer::{Change, Seen};
 use crate::plan::{Step, What};
 use crate::view::Place;
+use crate::world::Op;
 use std::collections::BTreeSet;
 
 fn path(uri: &str) -> &str {
@@ -125,7 +126,7 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
             let told = repeatable || !repeated(facts, write);
             other.uri == attempt.uri && (itself || before) && told
         };
-        if since.clone().all(fine) {
+        if since.clone().all(fine) && !cut_off(facts, attempt, id, refused) {
             let since: Vec<_> = since.map(|change| change.by).collect();
             wrong.push(format!(
                 "{id} (attempt {}, {:?}) conflicts, and only requests {since:?} changed {about}",
@@ -133,6 +134,40 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
             ));
         }
     }
+}
+
+/// What this edit was to inherit could not be put down in it, and then nobody knew it any more, which docs/semantics.md
+/// grants: while the edit before it was delivered, a file of this one (or of one between them) could not be read or
+/// written, or the queue could not be looked through for it; and before it was sent, the process that had the version in
+/// memory ended. A failure of any other file, before or after, excuses nothing, nor does one whose process lives on.
+fn cut_off(facts: &Facts<'_>, attempt: &Attempt, id: &str, refused: &Seen) -> bool {
+    let (ledger, peer) = (&facts.world.ledger, &facts.world.peer);
+    let about = path(&attempt.uri);
+    let earlier = peer.changes.iter().filter(|change| change.path == about && change.at < refused.at);
+    let mut writes = earlier.filter_map(|change| peer.seen.get(change.by?)?.key.as_deref());
+    let Some(before) = writes.rfind(|key| *key < id) else { return false };
+    let Some(last) = facts.of(before).iter().rfind(|seen| seen.answered.is_some()) else { return false };
+    let forgets = ledger.deaths.iter().filter(|(process, _)| *process == last.process).map(|(_, at)| *at);
+    let forgets = forgets.chain(ledger.power_failures.iter().copied()).chain([ledger.finale]);
+    let forgotten = forgets.filter(|at| (last.at..refused.at).contains(at)).min();
+    let Some(forgotten) = forgotten else { return false };
+    // Entries are read some way ahead: from the beginning of that pass on.
+    let begun = ledger.quiet.iter().copied().filter(|at| *at < last.at).max().unwrap_or(0);
+    let told = ledger.told.iter().find(|told| told.id == before && told.at > last.at).map(|told| told.at);
+    let left = told.unwrap_or(forgotten);
+    let between: Vec<(&str, u64)> = facts
+        .acknowledged()
+        .filter(|(other, key, _)| other.uri == attempt.uri && (before..=id).contains(key) && *key != before)
+        .map(|(_, key, at)| (key, at))
+        .collect();
+    // Only what was queued meanwhile is looked for.
+    let new = between.iter().any(|(_, at)| *at > begun);
+    ledger.failures.iter().any(|failure| {
+        let whole = format!("{} {}", failure.what, failure.on);
+        let its = between.iter().any(|(key, _)| whole.contains(key));
+        let search = (failure.op == Op::List && failure.on == ".zddc-outbox") || whole.contains(".newest");
+        failure.process == last.process && (begun..left).contains(&failure.at) && (its || (new && search))
+    })
 }
 
 /// A write that was applied was sent again.
