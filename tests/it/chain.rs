@@ -102,6 +102,27 @@ async fn several_edits_on_one_version_are_delivered_over_passes_and_restarts_wit
 }
 
 #[tokio::test]
+async fn an_edit_without_a_base_is_continued_by_the_next_one_of_each_base() {
+    for inherited in [true, false] {
+        let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+        let outbox = open(root.path(), &server.url());
+        if inherited {
+            // What it makes is handed on to the last, and then replaced by the one that has no base.
+            send_on(&outbox, &base, "PUT", "/doc", "one").await;
+        }
+        send_on(&outbox, &Base::Nothing, "PUT", "/doc", "two").await;
+        send_on(&outbox, &Base::Etag("\"other\"".into()), "PUT", "/doc", "three").await;
+        send_on(&outbox, &base, "PUT", "/doc", "four").await;
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.conflicts, report.remaining), (0, 0), "{deliveries:?}");
+        let all = [Some("\"v1\""), None, Some("\"v3\""), Some("\"v4\"")];
+        let expected = if inherited { all.to_vec() } else { vec![None, Some("\"v2\""), Some("\"v3\"")] };
+        assert_eq!(preconditions(&server).iter().map(Option::as_deref).collect::<Vec<_>>(), expected);
+        assert_eq!(resources.content("/doc").as_deref(), Some("four"));
+    }
+}
+
+#[tokio::test]
 async fn a_version_that_somebody_else_puts_between_two_edits_is_a_conflict_for_the_later_ones() {
     for names in [Names::Strong, Names::WhenRead] {
         let (root, (resources, server, base)) = (root(), doc(names));
