@@ -52,6 +52,7 @@ impl From<Fault> for Unpublished {
 /// queue's directory, files for the sweep.
 pub fn enqueue(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) -> Result<EntryId> {
     request::check(request)?;
+    // From here on: the body may take a while, and the clock may be set meanwhile.
     let _ = forward(SystemTime::now());
     let limits = match body {
         // It is in the outbox already.
