@@ -49,6 +49,9 @@ pub struct Config {
     /// `OUTBOX_PROFILE`: `outbox` (the default) or `original`: as the Go original does, but for following
     /// redirects and letting a URI choose the host.
     pub original: bool,
+    /// `OUTBOX_BOOT`: names the machine's last start, where the host can tell; it changes with each power failure. Then
+    /// the first write of each instance is as quick in a long queue as in an empty one.
+    pub boot: Option<String>,
     /// `OUTBOX_CONNECT_TIMEOUT_MS`: until a connection is there; 10 s.
     pub connect_timeout: Duration,
     /// `OUTBOX_IDLE_TIMEOUT_MS`: the longest pause without a byte either way; 60 s.
@@ -101,6 +104,7 @@ impl Config {
             expect_header: var("OUTBOX_EXPECT_HEADER").map(expected_header).transpose()?,
             coalesce: choice("OUTBOX_COALESCE", var("OUTBOX_COALESCE"), [("off", false), ("on", true)])?,
             original,
+            boot: var("OUTBOX_BOOT").map(Into::into),
             connect_timeout: millis("OUTBOX_CONNECT_TIMEOUT_MS", var("OUTBOX_CONNECT_TIMEOUT_MS"), 10_000)?,
             idle_timeout: millis("OUTBOX_IDLE_TIMEOUT_MS", var("OUTBOX_IDLE_TIMEOUT_MS"), 60_000)?,
         })

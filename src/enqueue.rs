@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use wasi::clocks::monotonic_clock;
 use wasi::io::streams::{InputStream, StreamError};
 use wasi::random::random::{get_random_bytes, get_random_u64};
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// Where a body comes from.
 pub enum Body<'a> {
@@ -122,7 +122,7 @@ fn stage(
     // The id is given out now, not before the body was read: a slow body must not be sorted, and later
     // sent, before a write that was acknowledged while it trickled in.
     let now = SystemTime::now();
-    let id = next_id(queue, now)?;
+    let id = next_id(queue, config.boot.as_deref(), now)?;
     let meta = Meta::new(id, request, clock::rfc3339(now), len, digest).to_json();
     let size = limits::entry_size(len, meta.len() as u64);
     // Others may have queued something meanwhile.
@@ -232,15 +232,19 @@ fn forward(now: SystemTime) -> u64 {
     time
 }
 
-/// An id greater than every one in the queue, also when the clock went back. An instance looks through the names
-/// once; [`layout::NEWEST`] tells what others gave out since. Each has a place of its own in there, so that nobody
-/// overwrites a greater one. (The directory's time would not do: whatever changes in there after the clock went back
-/// hides that a later id was given out.)
-fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
+/// An id greater than every one in the queue, also when the clock went back. The first instance since the machine was
+/// started looks through the names (each does, where the host does not say when that was); [`layout::NEWEST`]
+/// tells what was given out since. Each has a place of its own in there, so that nobody overwrites a greater one. (The
+/// directory's time would not do: whatever changes in there after the clock went back hides that a later id was given out.)
+fn next_id(queue: &Queue, boot: Option<&str>, now: SystemTime) -> Result<EntryId> {
     let now = forward(now);
-    let noted = noted(&notes(queue)).max();
+    let notes = notes(queue);
+    let noted = noted(&notes).max();
     let mut newest = NEWEST.get().max(noted);
-    if NEWEST.get().is_none() || noted.is_none() {
+    let mark = || boot.map(|boot| format!("boot {:018x}\n", xxh3_64(boot.as_bytes())));
+    let complete = || mark().is_some_and(|mark| notes.starts_with(mark.as_bytes()));
+    let look = noted.is_none() || NEWEST.get().is_none() && !complete();
+    if look {
         queue.names(|name, _| {
             if let Name::Pending(id) | Name::Conflict(id, _) = layout::parse(name) {
                 newest = newest.max(Some(id));
@@ -248,12 +252,17 @@ fn next_id(queue: &Queue, now: SystemTime) -> Result<EntryId> {
         })?;
     }
     let id = EntryId::after(newest, now, get_random_u64() as u32);
-    let place = PLACE.with(|place| *place.get_or_init(|| get_random_u64() % layout::NOTE_PLACES));
-    // Not synced: after a power failure there is no instance that has not looked through the names.
+    // The first is the mark's.
+    let place = PLACE.with(|place| *place.get_or_init(|| 1 + get_random_u64() % (layout::NOTE_PLACES - 1)));
+    // Not synced: after a power failure somebody looks through the names before anything else is believed.
     if let Some(file) = queue.newest() {
         let doing = || format!("cannot write {}", layout::NEWEST);
         file.write(format!("{id}\n").as_bytes(), place * layout::NOTE_LEN as u64)
             .map_err(|code| Fault { doing: doing(), code })?;
+        // After the note. Without it, the next instance looks through the names too, and no more.
+        if look && let Some(mark) = mark() {
+            let _ = file.write(mark.as_bytes(), 0);
+        }
     }
     NEWEST.set(Some(id));
     Ok(id)

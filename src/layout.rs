@@ -44,7 +44,8 @@ pub const SWEPT: &str = ".swept";
 pub const REJECTED: &str = "rejected";
 /// Entries that cannot be read.
 pub const CORRUPT: &str = "corrupt";
-/// The last ids given out.
+/// The last ids given out: [`NOTE_PLACES`] of [`NOTE_LEN`] bytes. In the first place is a mark instead: for which start of
+/// the machine (`OUTBOX_BOOT`) the others are complete, so that they need not be looked for among the names.
 pub const NEWEST: &str = ".newest";
 /// Bytes of a note in it: an id and a line's end.
 pub const NOTE_LEN: usize = 24;

@@ -318,6 +318,9 @@ impl Builder {
         set(self.coalesce, "OUTBOX_COALESCE", "on");
         set(self.profile == Profile::Original, "OUTBOX_PROFILE", "original");
         env.extend(self.upstream.iter().map(|url| ("OUTBOX_UPSTREAM", url.clone())));
+        // Linux says it. Elsewhere, each instance looks through the names in the queue before it gives out an id.
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+        env.extend(boot.map(|boot| ("OUTBOX_BOOT", boot.trim().to_owned())));
         env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }

@@ -14,27 +14,33 @@ fn call(process: usize, does: Does) -> What {
     What::Calls { calls: vec![Call { process, does }], crash: None, faults: None, jump: None }
 }
 
-/// The costs of queueing so many entries of 1 KiB one after the other, and of the pass that sends them, at the end.
-fn costs(guest: &Guest, entries: usize) -> Vec<Cost> {
+/// Queues so many entries of 1 KiB one after the other, in one process.
+fn queue(entries: usize) -> impl Iterator<Item = What> {
     // A file each, which concern each other no more than files in a directory do.
     let uris = (0..entries).map(|n| &*Box::leak(format!("/x/{n:08}").into_boxed_str()));
-    let queued = uris.map(|uri| {
-        let write = Write { method: "PUT", uri, len: 1024, base: BaseWish::None, stream: None };
-        call(1, Does::Enqueue(write))
-    });
-    let pass = call(0, Does::Replay { wake: true, resume: false, budget_ms: None });
-    let steps = queued.chain([pass]).map(|what| Step { salt: 1, what }).collect();
+    uris.map(|uri| queue_one(1, uri))
+}
+
+fn queue_one(process: usize, uri: &'static str) -> What {
+    call(process, Does::Enqueue(Write { method: "PUT", uri, len: 1024, base: BaseWish::None, stream: None }))
+}
+
+/// The costs of these, one after the other.
+fn costs(guest: &Guest, calls: impl Iterator<Item = What>) -> Vec<Cost> {
+    let steps: Vec<Step> = calls.map(|what| Step { salt: 1, what }).collect();
+    let count = steps.len();
     let setting = Setting { concurrency: 4, strict: false, prefix: false, max_entries: None, lease: false };
     let plan = Plan { seed: 1, setting, steps, lights_out: None };
     let outcome = run(guest, &plan, false);
     assert_eq!(outcome.violations, []);
-    outcome.costs[..=entries].to_vec()
+    outcome.costs[..count].to_vec()
 }
 
 #[test]
 fn the_costs_of_queueing_and_replaying_are_as_in_the_book() {
     let guest = Guest::shipped().unwrap();
-    let (short, long) = (costs(&guest, 40), costs(&guest, 140));
+    let pass = || call(0, Does::Replay { wake: true, resume: false, budget_ms: None });
+    let [short, long] = [40, 140].map(|entries| costs(&guest, queue(entries).chain([pass()])));
     // What grows with the queue: what a pass costs whatever waits is left out.
     let each = |long: u64, short: u64| (long - short) / 100;
     let enqueue = long[139];
@@ -52,4 +58,21 @@ fn the_costs_of_queueing_and_replaying_are_as_in_the_book() {
             book[0] == line[0] && book[2] == line[2] && (fuel / expected - 1.0).abs() <= TOLERANCE
         });
     assert!(holds, "tests/costs.txt says {book:#?}, now it is {lines:#?}; if that is meant, change the file");
+}
+
+#[test]
+fn the_first_write_of_a_process_costs_the_same_in_a_long_queue() {
+    let guest = Guest::shipped().unwrap();
+    let [short, long] = [1, 200].map(|entries| {
+        let costs = costs(&guest, queue(entries).chain([queue_one(2, "/y")]));
+        costs[entries]
+    });
+    assert_eq!(short.files, long.files);
+    let more = long.fuel as f64 / short.fuel as f64;
+    assert!(
+        more < 1.0 + TOLERANCE,
+        "{} instructions with one entry waiting, {} with 200",
+        short.fuel,
+        long.fuel
+    );
 }

@@ -282,7 +282,10 @@ impl Run<'_> {
         if let Some(process) = self.processes[number].take() {
             return Some(process);
         }
-        match Process::start(self.guest, &self.world, number, &self.env).await {
+        let mut env = self.env.clone();
+        let boots = self.world.lock().ledger.power_failures.len();
+        env.push(("OUTBOX_BOOT".into(), boots.to_string()));
+        match Process::start(self.guest, &self.world, number, &env).await {
             Ok(process) => Some(process),
             Err(error) => {
                 let mut world = self.world.lock();
