@@ -52,8 +52,6 @@ impl From<Fault> for Unpublished {
 /// queue's directory, files for the sweep.
 pub fn enqueue(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) -> Result<EntryId> {
     request::check(request)?;
-    // From here on: the body may take a while, and the clock may be set meanwhile.
-    let _ = forward(SystemTime::now());
     let limits = match body {
         // It is in the outbox already.
         Body::Stored(..) => Limits::default(),
@@ -224,7 +222,7 @@ pub fn seen(newest: Option<EntryId>) {
 /// The wall clock's time in Unix nanoseconds, or what it would be had nobody set the clock back since this instance
 /// first asked. Two that queue at the same moment do not see each other's notes, and where they share a place, one note
 /// overwrites the other: as long as nobody's time goes back, whatever comes after them is greater than both.
-fn forward(now: SystemTime) -> u64 {
+pub fn forward(now: SystemTime) -> u64 {
     let (wall, monotonic) = (clock::unix_nanos(now), monotonic_clock::now());
     let moved_on = |(time, at): (u64, u64)| time.saturating_add(monotonic.saturating_sub(at));
     let time = FORWARD.get().map_or(wall, |last| wall.max(moved_on(last)));

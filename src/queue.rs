@@ -5,6 +5,7 @@ use crate::bindings::types;
 use crate::clock;
 use crate::config::Config;
 use crate::dir::{CHUNK, DescriptorType, Dir, ErrorCode, Fault, File, kind_name};
+use crate::enqueue;
 use crate::exchange::Content;
 use crate::id::EntryId;
 use crate::layout::{
@@ -68,6 +69,8 @@ impl Queue {
     /// Opens the queue, making its directory where it is missing. (The bundled host has made it before, with
     /// mode 0700, which a guest cannot set.)
     pub fn open(config: &Config) -> Result<Queue> {
+        // As early as can be: the clock may be set before an id is given out.
+        let _ = enqueue::forward(SystemTime::now());
         let root = Dir::root()?;
         let dir = match root.open(layout::OUTBOX_DIR) {
             Err(fault) if fault.is_missing() => {
