@@ -124,7 +124,7 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
                 && (other.base == attempt.base || other.base == Base::None);
             // Of other methods, a lost reply is a conflict.
             let told = repeatable || !repeated(facts, write);
-            other.uri == attempt.uri && (itself || before) && told
+            other.uri == attempt.uri && (itself || before) && told && !straggled(facts, write, change)
         };
         if since.clone().all(fine) && !cut_off(facts, attempt, id, refused) {
             let since: Vec<_> = since.map(|change| change.by).collect();
@@ -168,6 +168,14 @@ fn cut_off(facts: &Facts<'_>, attempt: &Attempt, id: &str, refused: &Seen) -> bo
         let search = (failure.op == Op::List && failure.on == ".zddc-outbox") || whole.contains(".newest");
         failure.process == last.process && (begun..left).contains(&failure.at) && (its || (new && search))
     })
+}
+
+/// A request that was given up was carried out after its repeat had been answered: nobody can know of that version.
+fn straggled(facts: &Facts<'_>, write: &Seen, change: &Change) -> bool {
+    let given_up = write.answered.is_none() && write.closed.is_some_and(|at| at < change.at);
+    let repeats = write.key.as_deref().map_or(&[][..], |key| facts.of(key));
+    let answered = |again: &&Seen| again.at > write.at && again.answered.is_some_and(|at| at < change.at);
+    given_up && repeats.iter().any(answered)
 }
 
 /// A write that was applied was sent again.
