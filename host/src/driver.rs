@@ -5,8 +5,7 @@ use crate::Error;
 use crate::model::{Event, Report};
 use crate::outbox::{Inner, Outbox};
 use crate::root::Lock;
-use crate::watch;
-use notify::RecommendedWatcher;
+use crate::watch::Watch;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
@@ -20,7 +19,7 @@ const SHORTEST: Duration = Duration::from_millis(100);
 /// The running loop. It ends with the last handle of its outbox.
 pub(crate) struct Driver {
     task: JoinHandle<()>,
-    _watcher: Option<RecommendedWatcher>,
+    _watch: Option<Watch>,
 }
 
 impl Driver {
@@ -33,16 +32,9 @@ impl Driver {
 pub(crate) fn start(outbox: &Outbox, watched: bool) -> Result<(), Error> {
     let inner = &outbox.0;
     let lock = Lock::take(inner.root())?;
-    let weak: Weak<Inner> = Arc::downgrade(inner);
-    let watcher = watched.then(|| {
-        watch::watch(inner.root(), move || {
-            if let Some(inner) = weak.upgrade() {
-                inner.wake.notify_one();
-            }
-        })
-    });
-    let watcher = match watcher.transpose() {
-        Ok(watcher) => watcher,
+    let watch = watched.then(|| inner.watches().watch(inner.root(), inner.wake.clone()));
+    let watch = match watch.transpose() {
+        Ok(watch) => watch,
         Err(error) => {
             tracing::warn!(
                 "the directory cannot be watched, so other processes' entries wait for a tick: {error}"
@@ -51,7 +43,7 @@ pub(crate) fn start(outbox: &Outbox, watched: bool) -> Result<(), Error> {
         }
     };
     let task = tokio::spawn(drive(Arc::downgrade(inner), inner.stop.subscribe(), lock));
-    *inner.driver() = Some(Driver { task, _watcher: watcher });
+    *inner.driver() = Some(Driver { task, _watch: watch });
     Ok(())
 }
 
@@ -73,7 +65,7 @@ async fn drive(outbox: Weak<Inner>, mut stop: tokio::sync::watch::Receiver<bool>
             Ok(report) => Duration::from_millis(report.next_delay_ms).max(SHORTEST),
             Err(error) => {
                 tracing::error!("pass failed: {error}");
-                let _ = inner.events.send(Event::Failed(error.to_string()));
+                inner.events.tell(|| Event::Failed(error.to_string()));
                 AFTER_FAILURE
             }
         };

@@ -6,13 +6,19 @@
 use crate::Error;
 use crate::recipe::Recipe;
 use crate::sandbox::Instance;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
 /// Idle instances that are kept, of some 0.4 MiB each, and how many brief calls run side by side. More than 32 syncs at
 /// once brought nothing on the disks that were measured.
 const KEPT: usize = 32;
+
+/// How long something is kept that nobody uses: instances, and threads with one.
+pub(crate) const IDLE: Duration =
+    if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(10) };
 
 /// Makes and keeps instances.
 #[derive(Clone)]
@@ -22,11 +28,21 @@ struct Inner {
     recipe: Recipe,
     idle: Mutex<Vec<Instance>>,
     brief: Semaphore,
+    /// Goes up with each call.
+    calls: AtomicU64,
+    /// A task is waiting to let go of what is idle.
+    letting_go: AtomicBool,
 }
 
 impl Instances {
     pub(crate) fn new(recipe: Recipe) -> Instances {
-        Instances(Arc::new(Inner { recipe, idle: Mutex::default(), brief: Semaphore::new(KEPT) }))
+        Instances(Arc::new(Inner {
+            recipe,
+            idle: Mutex::default(),
+            brief: Semaphore::new(KEPT),
+            calls: AtomicU64::new(0),
+            letting_go: AtomicBool::new(false),
+        }))
     }
 
     /// Runs a job that is soon done, and waits for an instance that is kept rather than make one more: a fresh one must
@@ -62,21 +78,52 @@ impl Instances {
     where
         F: AsyncFnOnce(&mut Instance) -> Result<T, Error>,
     {
-        let idle = self.idle().pop();
+        let idle = self.0.idle().pop();
         let mut instance = match idle {
             Some(instance) => instance,
             None => self.0.recipe.instance().await?,
         };
         let result = job(&mut instance).await;
         let spent = matches!(result, Err(Error::Trapped(_)));
-        let mut idle = self.idle();
-        if !spent && idle.len() < KEPT {
-            idle.push(instance);
+        self.0.calls.fetch_add(1, Ordering::Relaxed);
+        {
+            let mut idle = self.0.idle();
+            if !spent && idle.len() < KEPT {
+                idle.push(instance);
+            }
+        }
+        if !self.0.letting_go.swap(true, Ordering::AcqRel) {
+            tokio::spawn(let_go(Arc::downgrade(&self.0)));
         }
         result
     }
+}
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Instance>> {
-        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
+#[cfg(test)]
+impl Instances {
+    pub(crate) fn are_kept(&self) -> bool {
+        !self.0.idle().is_empty()
+    }
+}
+
+impl Inner {
+    fn idle(&self) -> MutexGuard<'_, Vec<Instance>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Drops the instances once there was no call for a while.
+async fn let_go(instances: Weak<Inner>) {
+    let mut seen = None;
+    loop {
+        tokio::time::sleep(IDLE).await;
+        let Some(inner) = instances.upgrade() else { return };
+        let calls = inner.calls.load(Ordering::Relaxed);
+        if seen.replace(calls) == Some(calls) {
+            inner.letting_go.store(false, Ordering::Release);
+            // A call that ends just now keeps its instance until the next is over.
+            inner.idle().clear();
+            return;
+        }
     }
 }

@@ -12,6 +12,7 @@ use crate::model::{Counts, Delivery, Entry, Event, Finding, Health, Item, Report
 use crate::recipe::Recipe;
 use crate::root::{self, Lock};
 use crate::sandbox::{Instance, State};
+use crate::watch::Watches;
 use crate::worker::Worker;
 use crate::write::Write;
 use bytes::Bytes;
@@ -33,14 +34,30 @@ pub struct Outbox(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     recipe: Recipe,
     queue: Instances,
-    /// Started with the first pass.
-    replayer: OnceLock<Worker>,
-    pub(crate) events: broadcast::Sender<Event>,
+    replayer: Worker,
+    pub(crate) events: Events,
     pub(crate) wake: Arc<Notify>,
     /// Set once, when the outbox shuts down.
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) known: Mutex<Known>,
     pub(crate) driver: Mutex<Option<Driver>>,
+}
+
+/// Tells subscribers what happens. The backlog takes a megabyte, so it is made for the first of them.
+#[derive(Clone, Default)]
+pub(crate) struct Events(Arc<OnceLock<broadcast::Sender<Event>>>);
+
+impl Events {
+    pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
+        if let Some(sender) = self.0.get() {
+            // All of them may have gone.
+            let _ = sender.send(event());
+        }
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.0.get_or_init(|| broadcast::channel(EVENT_BACKLOG).0).subscribe()
+    }
 }
 
 /// What is known of the upstream from the passes of this process.
@@ -88,9 +105,9 @@ impl Outbox {
     pub(crate) fn open(recipe: Recipe) -> Result<Outbox, Error> {
         Ok(Outbox(Arc::new(Inner {
             queue: Instances::new(recipe.clone()),
+            replayer: Worker::new("replay", recipe.clone()),
             recipe,
-            replayer: OnceLock::new(),
-            events: broadcast::channel(EVENT_BACKLOG).0,
+            events: Events::default(),
             wake: Arc::default(),
             stop: watch::channel(false).0,
             known: Mutex::default(),
@@ -324,21 +341,16 @@ impl Inner {
         &self.recipe.root
     }
 
+    pub(crate) fn watches(&self) -> &Watches {
+        &self.recipe.runtime.0.watches
+    }
+
     pub(crate) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn driver(&self) -> MutexGuard<'_, Option<Driver>> {
         self.driver.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn replayer(&self) -> Result<&Worker, Error> {
-        if let Some(worker) = self.replayer.get() {
-            return Ok(worker);
-        }
-        // The caller holds the lock of the root, so that nobody else starts one at the same time.
-        let fresh = Worker::start("replay", self.recipe.clone())?;
-        Ok(self.replayer.get_or_init(|| fresh))
     }
 
     /// One pass. The caller holds the lock.
@@ -348,16 +360,15 @@ impl Inner {
             replayer::Options { wake, resume: resume.map(Into::into), budget_ms: None, sweep_every };
         let events = self.events.clone();
         let stop = self.stop.subscribe();
-        let worker = self.replayer()?;
         let (full, batches) = mpsc::unbounded_channel();
         let sweeper = sweep_every.map(|_| tokio::spawn(sweep(self.queue.clone(), batches)));
-        let report =
-            worker.call(async move |instance| pass(instance, options, events, full, stop).await).await;
+        let job = async move |instance: &mut Instance| pass(instance, options, events, full, stop).await;
+        let report = self.replayer.call(job).await;
         if let Some(sweeper) = sweeper {
             let _ = sweeper.await;
         }
         if let Ok(report) = &report {
-            let _ = self.events.send(Event::Pass(report.clone()));
+            self.events.tell(|| Event::Pass(report.clone()));
             let mut known = self.known();
             // A pass that had nothing to send has learnt nothing of the upstream.
             let sent = report.delivered
@@ -369,7 +380,7 @@ impl Inner {
             let learnt = sent > 0 || report.upstream != Health::Up;
             if learnt && known.upstream != Some(report.upstream) {
                 known.upstream = Some(report.upstream);
-                let _ = self.events.send(Event::Upstream(report.upstream));
+                self.events.tell(|| Event::Upstream(report.upstream));
             }
             known.last = Some(report.clone());
         }
@@ -381,7 +392,7 @@ impl Inner {
 async fn pass(
     instance: &mut Instance,
     options: replayer::Options,
-    events: broadcast::Sender<Event>,
+    events: Events,
     full: mpsc::UnboundedSender<()>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<Report, Error> {
@@ -409,8 +420,7 @@ async fn pass(
                     gone = 0;
                     let _ = full.send(());
                 }
-                // Nobody may be listening.
-                let _ = events.send(Event::Delivery(Delivery::from(event)));
+                events.tell(|| Event::Delivery(Delivery::from(event)));
             }
             Ok(None) => break,
             Err(error) => {
@@ -451,4 +461,26 @@ async fn sweep(instances: Instances, mut batches: mpsc::UnboundedReceiver<()>) {
 
 async fn release(instance: &mut Instance, pass: wasmtime::component::ResourceAny) -> Result<(), Error> {
     instance.guard(async |_, store| pass.resource_drop_async(store).await).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_idle_outbox_keeps_neither_thread_nor_instance_and_goes_on_when_it_is_needed() {
+        let root = tempfile::tempdir().unwrap();
+        // Nothing is sent: nothing is queued.
+        let outbox = Outbox::builder(root.path()).upstream("http://127.0.0.1:9").open().unwrap();
+        for _ in 0..2 {
+            outbox.count().await.unwrap();
+            assert_eq!(outbox.replay().await.unwrap().remaining, 0);
+            let until = Instant::now() + Duration::from_secs(60);
+            while outbox.0.replayer.is_running() || outbox.0.queue.are_kept() {
+                assert!(Instant::now() < until, "something is kept");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
 }

@@ -1,9 +1,11 @@
-//! What any number of outboxes in a process share: one engine, one compiled component, one connection pool.
+//! What any number of outboxes in a process share: one engine, one compiled component, one connection pool, one
+//! watcher of directories.
 
 use crate::Error;
 use crate::bindings::OutboxPre;
 use crate::pool::Pool;
 use crate::sandbox::State;
+use crate::watch::Watches;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) pre: OutboxPre<State>,
     pub(crate) pool: Pool,
+    pub(crate) watches: Watches,
     pub(crate) clock: EpochClock,
 }
 
@@ -66,7 +69,13 @@ impl Runtime {
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
         let pre = OutboxPre::new(linker.instantiate_pre(&component)?)?;
         let clock = EpochClock::start(&engine);
-        Ok(Runtime(Arc::new(Shared { engine, pre, pool: Pool::default(), clock })))
+        Ok(Runtime(Arc::new(Shared {
+            engine,
+            pre,
+            pool: Pool::default(),
+            watches: Watches::default(),
+            clock,
+        })))
     }
 
     /// The component that this build carries, for hosts of another kind.

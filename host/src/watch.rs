@@ -1,25 +1,87 @@
-//! Watching the outbox's directory for entries that other processes queue, and for their wishes to wake.
+//! Watching outboxes' directories for entries that other processes queue, and for their wishes to wake. One watcher
+//! serves all outboxes of a runtime: Linux gives a user 128 of them.
 
 use crate::root::{OUTBOX_DIR, WAKE};
-use notify::event::{CreateKind, EventKind, ModifyKind, RenameMode};
+use notify::event::{CreateKind, Event, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
 
-/// Calls `wake` on events of interest while the watcher lives. Our own removals are none.
-pub(crate) fn watch(root: &Path, wake: impl Fn() + Send + 'static) -> notify::Result<RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
-        Ok(event)
-            if appears(&event.kind) && event.paths.iter().filter_map(|p| p.file_name()).any(matters) =>
-        {
-            wake()
+/// The directories that are watched.
+#[derive(Clone, Default)]
+pub(crate) struct Watches(Arc<Mutex<Watched>>);
+
+#[derive(Default)]
+struct Watched {
+    /// Made for the first directory.
+    watcher: Option<RecommendedWatcher>,
+    wakes: Arc<Mutex<HashMap<PathBuf, Arc<Notify>>>>,
+}
+
+/// A directory is watched while this lives.
+pub(crate) struct Watch {
+    watches: Watches,
+    dir: PathBuf,
+}
+
+impl Watches {
+    /// Wakes on events of interest. Our own removals are none. The outbox's lock keeps others from watching the same one.
+    pub(crate) fn watch(&self, root: &Path, wake: Arc<Notify>) -> notify::Result<Watch> {
+        let dir = root.join(OUTBOX_DIR);
+        let mut watched = self.watched();
+        let wakes = watched.wakes.clone();
+        let watcher = match &mut watched.watcher {
+            Some(watcher) => watcher,
+            none => {
+                let told = wakes.clone();
+                none.insert(notify::recommended_watcher(move |event| tell(&told, event))?)
+            }
+        };
+        // Before the first event can come.
+        lock(&wakes).insert(dir.clone(), wake);
+        if let Err(error) = watcher.watch(&dir, RecursiveMode::NonRecursive) {
+            lock(&wakes).remove(&dir);
+            return Err(error);
+        }
+        drop(watched);
+        Ok(Watch { watches: self.clone(), dir })
+    }
+
+    fn watched(&self) -> MutexGuard<'_, Watched> {
+        lock(&self.0)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut watched = self.watches.watched();
+        if let Some(watcher) = &mut watched.watcher {
+            let _ = watcher.unwatch(&self.dir);
+        }
+        lock(&watched.wakes).remove(&self.dir);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn tell(wakes: &Mutex<HashMap<PathBuf, Arc<Notify>>>, event: notify::Result<Event>) {
+    let wakes = lock(wakes);
+    match event {
+        // So many events came that some were lost; better a pass too many.
+        Ok(event) if event.need_rescan() => wakes.values().for_each(|wake| wake.notify_one()),
+        Ok(event) if appears(&event.kind) => {
+            let matter = event.paths.iter().filter(|path| path.file_name().is_some_and(matters));
+            let dirs = matter.filter_map(|path| wakes.get(path.parent()?));
+            dirs.for_each(|wake| wake.notify_one());
         }
         Ok(_) => {}
-        // Events were lost; better a pass too many.
-        Err(_) => wake(),
-    })?;
-    watcher.watch(&root.join(OUTBOX_DIR), RecursiveMode::NonRecursive)?;
-    Ok(watcher)
+        Err(_) => wakes.values().for_each(|wake| wake.notify_one()),
+    }
 }
 
 /// Something new has this name, or was moved here. Platforms differ in how exactly they say it.

@@ -1,12 +1,13 @@
 //! A thread that owns an instance and makes passes: file calls of the guest block it, and its connections live
 //! on it. Whoever wants something of the instance sends a job. A job that ends in a trap costs the instance: the next job gets
-//! a fresh one.
+//! a fresh one. Without a job, instance and thread end after a while: a process may have a thousand outboxes, most of them idle.
 
 use crate::Error;
+use crate::instances::IDLE;
 use crate::recipe::Recipe;
 use crate::sandbox::Instance;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 
 type Finished<'a> = Pin<Box<dyn Future<Output = Spent> + 'a>>;
@@ -15,27 +16,59 @@ type Job = Box<dyn for<'a> FnOnce(&'a mut Instance) -> Finished<'a> + Send>;
 /// Whether a job has used its instance up.
 pub(crate) struct Spent(bool);
 
-/// Sends jobs to the thread, which ends when this is dropped and its jobs are done.
+/// Sends jobs to the thread, which is started when there is one, and ends at the latest when this is dropped and its jobs
+/// are done.
 pub(crate) struct Worker {
-    jobs: mpsc::UnboundedSender<(Job, Refuse)>,
+    name: &'static str,
+    recipe: Recipe,
+    jobs: Mutex<Option<Jobs>>,
 }
+
+type Jobs = mpsc::UnboundedSender<(Job, Refuse)>;
 
 /// Tells the sender of a job that no instance could be had for it.
 type Refuse = Box<dyn FnOnce(Error) + Send>;
 
 impl Worker {
-    /// Starts the thread. The first instance is made with the first job.
-    pub(crate) fn start(name: &str, recipe: Recipe) -> Result<Worker, Error> {
+    /// Without a thread yet.
+    pub(crate) fn new(name: &'static str, recipe: Recipe) -> Worker {
+        Worker { name, recipe, jobs: Mutex::default() }
+    }
+
+    /// Hands a job to the thread that runs, or to a fresh one.
+    fn send(&self, mut job: (Job, Refuse)) -> Result<(), Error> {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = &*jobs {
+            match running.send(job) {
+                Ok(()) => return Ok(()),
+                // It has just ended.
+                Err(refused) => job = refused.0,
+            }
+        }
+        let fresh = self.start()?;
+        let _ = fresh.send(job);
+        *jobs = Some(fresh);
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_running(&self) -> bool {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.as_ref().is_some_and(|jobs| !jobs.is_closed())
+    }
+
+    fn start(&self) -> Result<Jobs, Error> {
         let (jobs, inbox) = mpsc::unbounded_channel();
+        let recipe = self.recipe.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|e| Error::Component(format!("no runtime for a thread: {e}")))?;
         std::thread::Builder::new()
-            .name(format!("outbox-{name}"))
+            .name(format!("outbox-{}", self.name))
             .spawn(move || runtime.block_on(work(recipe, inbox)))
             .map_err(|e| Error::Component(format!("no thread can be started: {e}")))?;
-        Ok(Worker { jobs })
+        Ok(jobs)
     }
 
     /// Runs a job on the thread and awaits its result.
@@ -45,8 +78,8 @@ impl Worker {
         F: AsyncFnOnce(&mut Instance) -> Result<T, Error> + Send + 'static,
     {
         let (answer, result) = oneshot::channel();
-        let answer = Arc::new(std::sync::Mutex::new(Some(answer)));
-        let take = move |answer: &std::sync::Mutex<Option<oneshot::Sender<_>>>| {
+        let answer = Arc::new(Mutex::new(Some(answer)));
+        let take = move |answer: &Mutex<Option<oneshot::Sender<_>>>| {
             answer.lock().ok().and_then(|mut slot| slot.take())
         };
         let on_refusal = answer.clone();
@@ -66,14 +99,23 @@ impl Worker {
                 Spent(spent)
             })
         });
-        self.jobs.send((run, Box::new(refuse))).map_err(|_| Error::ShutDown)?;
+        self.send((run, Box::new(refuse)))?;
         result.await.map_err(|_| Error::ShutDown)?
     }
 }
 
 async fn work(recipe: Recipe, mut inbox: mpsc::UnboundedReceiver<(Job, Refuse)>) {
     let mut instance: Option<Instance> = None;
-    while let Some((job, refuse)) = inbox.recv().await {
+    loop {
+        let next = match tokio::time::timeout(IDLE, inbox.recv()).await {
+            Ok(next) => next,
+            // No further one is taken; one that came just now is done.
+            Err(_) => {
+                inbox.close();
+                inbox.recv().await
+            }
+        };
+        let Some((job, refuse)) = next else { return };
         let mut current = match instance.take() {
             Some(current) => current,
             None => match recipe.instance().await {

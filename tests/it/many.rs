@@ -65,3 +65,29 @@ async fn many_callers_share_a_bounded_number_of_instances() {
     let instances = notes.chunks(24).filter(|note| note[0].is_ascii_hexdigit()).count();
     assert!(instances <= 32, "{instances} instances were made for {CALLERS} callers");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outboxes_of_one_process_are_each_woken_by_what_others_queue_in_theirs() {
+    let server = Upstream::start(|_| 204);
+    let roots = [kit::root(), kit::root(), kit::root()];
+    let mut passes = Vec::new();
+    let mut outboxes = Vec::new();
+    for root in &roots {
+        let outbox = kit::builder(root.path()).upstream(server.url()).open().unwrap();
+        let mut events = outbox.subscribe();
+        outbox.start().unwrap();
+        // The pass at the start is over: the next one is due in 5 minutes.
+        kit::soon("the first pass", events.recv()).await.unwrap();
+        passes.push(events);
+        outboxes.push(outbox);
+    }
+    for (n, root) in roots.iter().enumerate().rev() {
+        // Another handle, as another process has.
+        kit::send(&kit::open(root.path(), &server.url()), "PUT", &format!("/{n}"), "body").await;
+        kit::soon("its delivery", passes[n].recv()).await.unwrap();
+        assert_eq!(server.seen().last().map(|seen| seen.target.clone()), Some(format!("/{n}")));
+        // One that has shut down is watched no more, and the others still are.
+        outboxes[n].shutdown().await;
+    }
+    assert_eq!(server.seen().len(), roots.len());
+}
