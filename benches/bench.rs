@@ -53,6 +53,12 @@ struct Options {
     /// Be a server for a measurement: wait this many milliseconds, then answer 200
     #[arg(long, hide = true, value_name = "MS")]
     serve: Option<u64>,
+    /// Be a process with many idle outboxes below this directory
+    #[arg(long, hide = true, value_name = "DIR")]
+    idle: Option<PathBuf>,
+    /// The directory for what is measured on a disk, on another file system perhaps; cargo's target directory if not given
+    #[arg(long, value_name = "DIR")]
+    disk: Option<PathBuf>,
 }
 
 /// One side of the comparison.
@@ -71,6 +77,9 @@ fn main() -> ExitCode {
     let options = Options::parse();
     if let Some(latency) = options.serve {
         return code(process::serve(std::time::Duration::from_millis(latency)));
+    }
+    if let Some(root) = &options.idle {
+        return code(ours::idle(root));
     }
     if !options.bench {
         // `cargo test --all-targets` starts benchmarks too.
@@ -94,7 +103,7 @@ fn bench(options: &Options) -> Result<()> {
     let started = Instant::now();
     let scale = if options.quick { Scale::QUICK } else { Scale::FULL };
     let rounds = usize::from(options.rounds.unwrap_or(scale.rounds));
-    let places = places()?;
+    let places = places(options.disk.as_deref())?;
     let rows = plan::rows(&scale, &places, &options.filters);
     if rows.is_empty() {
         anyhow::bail!("no line contains {}", options.filters.join(" or "));
@@ -115,7 +124,7 @@ fn bench(options: &Options) -> Result<()> {
     for (index, row) in rows.iter().enumerate() {
         eprintln!("{:>4} s  {}, {}", started.elapsed().as_secs(), row.name, row.place.name);
         let mut line = Line::new(row);
-        for round in 0..rounds {
+        for round in 0..row.work.rounds(rounds) {
             for (number, (who, side)) in sides.iter().enumerate().filter(|(_, s)| s.1.measures(&row.work)) {
                 let root = root(row, index, round, number);
                 settle();
@@ -136,10 +145,11 @@ fn bench(options: &Options) -> Result<()> {
 }
 
 /// The directories to work in; all in them goes away with them.
-fn places() -> Result<Vec<Place>> {
+fn places(disk: Option<&Path>) -> Result<Vec<Place>> {
     let mut places = Vec::new();
     let memory = Path::new("/dev/shm");
-    for (name, parent) in [("memory", memory), ("disk", Path::new(env!("CARGO_TARGET_TMPDIR")))] {
+    let disk = disk.unwrap_or(Path::new(env!("CARGO_TARGET_TMPDIR")));
+    for (name, parent) in [("memory", memory), ("disk", disk)] {
         if name == "memory" && !parent.is_dir() {
             continue;
         }

@@ -47,9 +47,13 @@ fn rate(figures: &Value) -> Result<f64> {
 }
 
 impl Side for Original {
+    fn measures(&self, work: &Work) -> bool {
+        !matches!(work, Work::Idle)
+    }
+
     fn prepare(&self, work: &Work, root: &Path) -> Result<()> {
         match work {
-            Work::Enqueue { .. } | Work::SendLarge => {}
+            Work::Enqueue { .. } | Work::SendLarge | Work::Idle => {}
             Work::Replay { original_entries, .. } => {
                 self.enqueue(root, *original_entries, 1, false)?;
             }
@@ -76,6 +80,7 @@ impl Side for Original {
                 rate(&figures)
             }
             Work::Start => process::first_request(|url| self.command(&["replay", "-upstream", url], root)),
+            Work::Idle => Err(anyhow::anyhow!("not measured")),
             Work::SendLarge => {
                 process::peak_memory(self.command(&["enqueue-one", "-uri", "/x", "-body", "-"], root), LARGE)
             }

@@ -1,14 +1,14 @@
 //! This project: rates through the library in this process, start and memory with the binary.
 
 use crate::Side;
-use crate::plan::{LARGE, SMALL, Work};
+use crate::plan::{LARGE, MANY, SMALL, Work};
 use crate::process::{self, Servers};
 use anyhow::{Result, ensure};
 use outbox_host::{Body, Builder, Durability, Outbox, Runtime, RuntimeOptions, Write};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_outbox");
 
@@ -94,7 +94,7 @@ async fn queue_each(outbox: &Outbox, body: &[u8], numbers: impl Iterator<Item = 
 impl Side for Ours {
     fn prepare(&self, work: &Work, root: &Path) -> Result<()> {
         match work {
-            Work::Enqueue { .. } | Work::SendLarge => {}
+            Work::Enqueue { .. } | Work::SendLarge | Work::Idle => {}
             Work::Replay { entries, .. } => {
                 self.enqueue(root, *entries, 1, Durability::None)?;
             }
@@ -117,6 +117,7 @@ impl Side for Ours {
                 self.replay(root, *entries, *concurrency, servers.url(*latency))
             }
             Work::Start => process::first_request(|url| self.command(&["replay", "--upstream", url], root)),
+            Work::Idle => process::figure_of(&["--idle", &root.to_string_lossy()], &self.cache_dir),
             Work::SendLarge => {
                 process::peak_memory(self.command(&["send", "PUT", "/x", "--body", "-"], root), LARGE)
             }
@@ -126,4 +127,30 @@ impl Side for Ours {
             }
         }
     }
+}
+
+/// In a process of its own: starts [`MANY`] outboxes below a directory, waits until nothing runs any more, and prints the
+/// KiB that each has added to what is resident.
+pub fn idle(root: &Path) -> Result<()> {
+    let options =
+        RuntimeOptions { component: None, cache_dir: std::env::var_os("OUTBOX_CACHE_DIR").map(Into::into) };
+    let runtime = Runtime::new(&options)?;
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    tokio.block_on(async {
+        let before = process::resident_kib()?;
+        let mut outboxes = Vec::new();
+        for n in 0..MANY {
+            let root = root.join(n.to_string());
+            // Nothing is queued, so nothing is sent.
+            let builder = Outbox::builder(&root).runtime(runtime.clone()).upstream("http://127.0.0.1:9");
+            outboxes.push(builder.durability(Durability::None).start()?);
+        }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while process::threads("outbox-replay")? > 0 {
+            ensure!(Instant::now() < deadline, "outboxes that have nothing to do keep threads");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        println!("{}", (process::resident_kib()? - before) / f64::from(MANY));
+        Ok(())
+    })
 }

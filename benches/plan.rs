@@ -8,6 +8,8 @@ use tempfile::TempDir;
 pub const SMALL: usize = 1024;
 /// The body whose memory is measured: the longest that is taken.
 pub const LARGE: u64 = 256 * 1024 * 1024;
+/// Outboxes of one process.
+pub const MANY: u32 = 1_000;
 /// What a server that is some way off adds to every reply.
 pub const LATENCY: Duration = Duration::from_millis(20);
 
@@ -36,6 +38,13 @@ pub struct Place {
     pub dir: TempDir,
 }
 
+impl Work {
+    /// How often it is done. What takes a while and always gives the same is done once.
+    pub fn rounds(&self, wanted: usize) -> usize {
+        if matches!(self, Work::Idle) { 1 } else { wanted }
+    }
+}
+
 /// A line of the table.
 pub struct Row<'a> {
     pub name: String,
@@ -58,6 +67,8 @@ pub enum Work {
     SendLarge,
     /// A process replays a body of [`LARGE`].
     ReplayLarge,
+    /// A process has [`MANY`] outboxes, all idle.
+    Idle,
 }
 
 /// What a figure is of.
@@ -66,6 +77,7 @@ pub enum Unit {
     EntriesPerSecond,
     Milliseconds,
     Mebibytes,
+    Kibibytes,
 }
 
 impl Unit {
@@ -74,6 +86,7 @@ impl Unit {
             Unit::EntriesPerSecond => "entries/s",
             Unit::Milliseconds => "ms",
             Unit::Mebibytes => "MiB",
+            Unit::Kibibytes => "KiB",
         }
     }
 }
@@ -154,6 +167,11 @@ pub fn rows<'a>(scale: &Scale, places: &'a [Place], filters: &[String]) -> Vec<R
     });
     if process::can_tell_memory() {
         add("replay 256 MiB: peak memory", &both, Unit::Mebibytes, Some(Below(96.0)), |_| Work::ReplayLarge);
+    }
+    if process::can_tell_memory() {
+        add("1,000 idle outboxes: memory of each", &["memory"], Unit::Kibibytes, Some(Below(100.0)), |_| {
+            Work::Idle
+        });
     }
     rows
 }

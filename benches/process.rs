@@ -199,6 +199,32 @@ fn peak_kib(process: &str) -> Option<f64> {
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
+/// KiB that this process has resident.
+pub fn resident_kib() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+}
+
+/// How many threads of this process have this name.
+pub fn threads(name: &str) -> Result<usize> {
+    let mut count = 0;
+    for thread in std::fs::read_dir("/proc/self/task")? {
+        // It may have ended meanwhile. The system keeps 15 bytes of a name.
+        let found = std::fs::read_to_string(thread?.path().join("comm")).unwrap_or_default();
+        count += usize::from(found.trim_end() == name);
+    }
+    Ok(count)
+}
+
+/// What this program prints when it is started with these arguments.
+pub fn figure_of(args: &[&str], cache_dir: &Path) -> Result<f64> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let output = command.args(args).env("OUTBOX_CACHE_DIR", cache_dir).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{command:?}: {}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
+}
+
 /// Mebibytes that a process had resident at its peak, looked at every millisecond. So many bytes are given to
 /// it on stdin.
 pub fn peak_memory(mut command: Command, input: u64) -> Result<f64> {
