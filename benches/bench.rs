@@ -27,7 +27,7 @@ use process::Servers;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
-use table::{Line, Who};
+use table::{Line, Measured, Who};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench --", about = "Measures the outbox, beside the original where that is given")]
@@ -69,8 +69,22 @@ trait Side {
     }
     /// Puts into a fresh root what the work needs there.
     fn prepare(&self, work: &Work, root: &Path) -> Result<()>;
-    /// Does the work and measures it, in the row's unit.
-    fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<f64>;
+    /// Does the work and measures it.
+    fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<Run>;
+}
+
+/// What doing the work once gave.
+struct Run {
+    /// In the row's unit.
+    figure: f64,
+    /// The peak memory of the process that did it, in MiB, where that was not this one.
+    peak: Option<f64>,
+}
+
+impl From<f64> for Run {
+    fn from(figure: f64) -> Run {
+        Run { figure, peak: None }
+    }
 }
 
 fn main() -> ExitCode {
@@ -129,8 +143,16 @@ fn bench(options: &Options) -> Result<()> {
                 let root = root(row, index, round, number);
                 settle();
                 side.prepare(&row.work, &root)?;
-                let figure = side.run(&row.work, &root, &servers);
-                line.add(*who, figure.with_context(|| format!("{}, {}", row.name, row.place.name))?);
+                let usage = process::Usage::begin();
+                let run = side.run(&row.work, &root, &servers);
+                let run = run.with_context(|| format!("{}, {}", row.name, row.place.name))?;
+                let cpu = usage.cpu_micros().zip(row.work.entries(*who == Who::Original));
+                line.add(Measured {
+                    who: *who,
+                    figure: run.figure,
+                    cpu: cpu.map(|(micros, entries)| micros / f64::from(entries)),
+                    peak: run.peak.or_else(|| usage.peak_mebibytes()),
+                });
             }
         }
         lines.push(line);
@@ -199,6 +221,10 @@ fn notes(places: &[Place], with_original: bool, rounds: usize, started: Instant)
     if !places.iter().any(|place| place.name == "memory") {
         notes.push("memory: left out, there is no /dev/shm".into());
     }
+    notes.push(
+        "CPU us, peak MiB: an entry's processor time and the process's memory; ours / original / floor"
+            .into(),
+    );
     notes.push("floor: the same work in plain native code, without the sandbox and its promises".into());
     if !with_original {
         notes.push("original: not measured; give its binary with --baseline".into());

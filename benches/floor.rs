@@ -2,9 +2,9 @@
 //! read, renamed and deleted in the component's order, and requests go out over bare connections. What is
 //! between this and ours is the price of the sandbox and of everything that the outbox promises.
 
-use crate::Side;
 use crate::plan::{SMALL, Work};
 use crate::process::Servers;
+use crate::{Run, Side};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -182,12 +182,15 @@ impl Side for Floor {
         Ok(())
     }
 
-    fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<f64> {
+    fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<Run> {
         match work {
-            Work::Enqueue { entries, callers, sync, .. } => enqueue(root, *entries, *callers, *sync),
+            Work::Enqueue { entries, callers, sync, .. } => {
+                Ok(enqueue(root, *entries, *callers, *sync)?.into())
+            }
             Work::Replay { entries, concurrency, latency, .. } => {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(replay(root, *entries, *concurrency, servers.url(*latency)))
+                let rate = runtime.block_on(replay(root, *entries, *concurrency, servers.url(*latency)))?;
+                Ok(rate.into())
             }
             _ => Err(anyhow::anyhow!("not measured")).context("floor"),
         }

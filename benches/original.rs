@@ -1,12 +1,12 @@
 //! The Go original, through the command line around it.
 
-use crate::Side;
 use crate::plan::{LARGE, SMALL, Work};
 use crate::process::{self, Servers};
+use crate::{Run, Side};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 pub struct Original {
     binary: PathBuf,
@@ -24,26 +24,26 @@ impl Original {
         command
     }
 
-    /// Runs a command that prints its own figures.
-    fn figures(&self, args: &[&str], root: &Path) -> Result<Value> {
-        let mut command = self.command(args, root);
-        let output = command.stderr(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
-        ensure!(output.status.success(), "{command:?}: {}", output.status);
-        serde_json::from_slice(&output.stdout).with_context(|| format!("the output of {command:?}"))
+    /// Runs a command that prints its own figures; these, and its peak memory.
+    fn figures(&self, args: &[&str], root: &Path) -> Result<(Value, Option<f64>)> {
+        let (printed, peak) = process::output(self.command(args, root))?;
+        let figures = serde_json::from_slice(&printed);
+        Ok((figures.with_context(|| format!("what the original prints for {args:?}"))?, peak))
     }
 
-    fn enqueue(&self, root: &Path, entries: u32, callers: u32, sync: bool) -> Result<f64> {
+    fn enqueue(&self, root: &Path, entries: u32, callers: u32, sync: bool) -> Result<Run> {
         let (entries, size, callers) = (entries.to_string(), SMALL.to_string(), callers.to_string());
         let mut args = vec!["enqueue", "-n", &entries, "-size", &size, "-conc", &callers];
         if sync {
             args.push("-fsync");
         }
-        rate(&self.figures(&args, root)?)
+        rate(self.figures(&args, root)?)
     }
 }
 
-fn rate(figures: &Value) -> Result<f64> {
-    figures.get("per_sec").and_then(Value::as_f64).context("the original printed no rate")
+fn rate((figures, peak): (Value, Option<f64>)) -> Result<Run> {
+    let figure = figures.get("per_sec").and_then(Value::as_f64).context("the original printed no rate")?;
+    Ok(Run { figure, peak })
 }
 
 impl Side for Original {
@@ -68,16 +68,16 @@ impl Side for Original {
         Ok(())
     }
 
-    fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<f64> {
+    fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<Run> {
         match work {
             Work::Enqueue { entries, callers, original_sync, .. } => {
                 self.enqueue(root, *entries, *callers, *original_sync)
             }
             Work::Replay { original_entries, latency, .. } => {
-                let figures = self.figures(&["replay", "-upstream", servers.url(*latency)], root)?;
+                let (figures, peak) = self.figures(&["replay", "-upstream", servers.url(*latency)], root)?;
                 let replayed = figures.get("replayed").and_then(Value::as_u64);
                 ensure!(replayed == Some(u64::from(*original_entries)), "not all was replayed: {figures}");
-                rate(&figures)
+                rate((figures, peak))
             }
             Work::Start => process::first_request(|url| self.command(&["replay", "-upstream", url], root)),
             Work::Idle => Err(anyhow::anyhow!("not measured")),

@@ -1,8 +1,8 @@
 //! This project: rates through the library in this process, start and memory with the binary.
 
-use crate::Side;
 use crate::plan::{LARGE, MANY, SMALL, Work};
 use crate::process::{self, Servers};
+use crate::{Run, Side};
 use anyhow::{Result, ensure};
 use outbox_host::{Body, Builder, Durability, Outbox, Runtime, RuntimeOptions, Write};
 use std::io::Read;
@@ -107,14 +107,14 @@ impl Side for Ours {
         Ok(())
     }
 
-    fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<f64> {
+    fn run(&self, work: &Work, root: &Path, servers: &Servers) -> Result<Run> {
         match work {
             Work::Enqueue { entries, callers, sync, .. } => {
                 let durability = if *sync { Durability::Full } else { Durability::None };
-                self.enqueue(root, *entries, *callers, durability)
+                Ok(self.enqueue(root, *entries, *callers, durability)?.into())
             }
             Work::Replay { entries, concurrency, latency, .. } => {
-                self.replay(root, *entries, *concurrency, servers.url(*latency))
+                Ok(self.replay(root, *entries, *concurrency, servers.url(*latency))?.into())
             }
             Work::Start => process::first_request(|url| self.command(&["replay", "--upstream", url], root)),
             Work::Idle => process::figure_of(&["--idle", &root.to_string_lossy()], &self.cache_dir),

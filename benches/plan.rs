@@ -39,6 +39,17 @@ pub struct Place {
 }
 
 impl Work {
+    /// The entries among which the processor's time is divided.
+    pub fn entries(&self, original: bool) -> Option<u32> {
+        match *self {
+            Work::Enqueue { entries, .. } => Some(entries),
+            Work::Replay { original_entries, .. } if original => Some(original_entries),
+            Work::Replay { entries, .. } => Some(entries),
+            Work::Start | Work::SendLarge | Work::ReplayLarge => Some(1),
+            Work::Idle => None,
+        }
+    }
+
     /// How often it is done. What takes a while and always gives the same is done once.
     pub fn rounds(&self, wanted: usize) -> usize {
         if matches!(self, Work::Idle) { 1 } else { wanted }

@@ -16,6 +16,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::Run;
 use crate::plan::LATENCY;
 
 /// Longer than anything that is started here takes.
@@ -134,7 +135,7 @@ async fn answer(request: Request<Incoming>, latency: Duration) -> Result<Respons
 
 /// Milliseconds from the start of a process to the arrival of its first request, which has no body. The
 /// command is told where to send it.
-pub fn first_request(command: impl FnOnce(&str) -> Command) -> Result<f64> {
+pub fn first_request(command: impl FnOnce(&str) -> Command) -> Result<Run> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let mut command = command(&format!("http://{address}"));
@@ -158,9 +159,11 @@ pub fn first_request(command: impl FnOnce(&str) -> Command) -> Result<f64> {
     if !matches!(answered, Ok(Ok(()))) {
         bail!("the first request could not be answered");
     }
-    let status = process.finish(|_| ())?;
+    let mut peak = None;
+    let status = process.finish(|id| peak = peak_kib(&id.to_string()).or(peak))?;
     ensure!(status.success(), "{command:?}: {status}");
-    Ok(arrival.duration_since(started).as_secs_f64() * 1000.0)
+    let figure = arrival.duration_since(started).as_secs_f64() * 1000.0;
+    Ok(Run { figure, peak: peak.map(|kib| kib / 1024.0) })
 }
 
 /// Reads the head of a request and answers it.
@@ -218,16 +221,64 @@ pub fn threads(name: &str) -> Result<usize> {
 }
 
 /// What this program prints when it is started with these arguments.
-pub fn figure_of(args: &[&str], cache_dir: &Path) -> Result<f64> {
+pub fn figure_of(args: &[&str], cache_dir: &Path) -> Result<Run> {
     let mut command = Command::new(std::env::current_exe()?);
-    let output = command.args(args).env("OUTBOX_CACHE_DIR", cache_dir).stderr(Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "{command:?}: {}", output.status);
-    Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
+    command.args(args).env("OUTBOX_CACHE_DIR", cache_dir);
+    let (printed, peak) = output(command)?;
+    Ok(Run { figure: String::from_utf8_lossy(&printed).trim().parse()?, peak })
+}
+
+/// What this process, and those that it has started and that have ended, use from a moment on.
+pub struct Usage {
+    ticks: Option<u64>,
+    peak_is_fresh: bool,
+}
+
+impl Usage {
+    pub fn begin() -> Usage {
+        // Linux forgets the peak then.
+        let peak_is_fresh = std::fs::write("/proc/self/clear_refs", "5").is_ok();
+        Usage { ticks: ticks(), peak_is_fresh }
+    }
+
+    /// Processor time in microseconds, to some 10 ms.
+    pub fn cpu_micros(&self) -> Option<f64> {
+        let used = ticks()?.checked_sub(self.ticks?)?;
+        #[cfg(unix)]
+        let a_second = rustix::param::clock_ticks_per_second();
+        #[cfg(not(unix))]
+        let a_second = 100;
+        Some(used as f64 * 1_000_000.0 / a_second as f64)
+    }
+
+    /// The peak of this process's memory.
+    pub fn peak_mebibytes(&self) -> Option<f64> {
+        self.peak_is_fresh.then(|| peak_kib("self")).flatten().map(|kib| kib / 1024.0)
+    }
+}
+
+/// Processor time of this process and of its children that have ended (proc(5): utime to cstime).
+fn ticks() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').skip(11).take(4).map(|field| field.parse::<u64>().ok()).sum()
+}
+
+/// Runs a command to its end: what it prints, and its peak memory in MiB, looked at every millisecond.
+pub fn output(mut command: Command) -> Result<(Vec<u8>, Option<f64>)> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut process = Running::start(&mut command)?;
+    let mut peak = None;
+    let status = process.finish(|id| peak = peak_kib(&id.to_string()).or(peak))?;
+    ensure!(status.success(), "{command:?}: {status}");
+    let mut printed = Vec::new();
+    process.0.stdout.take().context("no stdout")?.read_to_end(&mut printed)?;
+    Ok((printed, peak.map(|kib| kib / 1024.0)))
 }
 
 /// Mebibytes that a process had resident at its peak, looked at every millisecond. So many bytes are given to
 /// it on stdin.
-pub fn peak_memory(mut command: Command, input: u64) -> Result<f64> {
+pub fn peak_memory(mut command: Command, input: u64) -> Result<Run> {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut process = Running::start(&mut command)?;
     let stdin = process.0.stdin.take().context("no stdin")?;
@@ -236,7 +287,7 @@ pub fn peak_memory(mut command: Command, input: u64) -> Result<f64> {
     let status = process.finish(|id| peak = peak.max(peak_kib(&id.to_string()).unwrap_or(0.0)))?;
     ensure!(status.success(), "{command:?}: {status}");
     ensure!(matches!(feeder.join(), Ok(Ok(()))), "{command:?} did not read its input");
-    Ok(peak / 1024.0)
+    Ok(Run { figure: peak / 1024.0, peak: Some(peak / 1024.0) })
 }
 
 fn feed(mut stdin: impl Write, bytes: u64) -> std::io::Result<()> {

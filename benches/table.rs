@@ -9,8 +9,17 @@ pub struct Line {
     place: &'static str,
     unit: Unit,
     target: Option<Target>,
-    /// Who, and what the rounds gave.
-    figures: Vec<(Who, f64)>,
+    rounds: Vec<Measured>,
+}
+
+/// What one round gave.
+pub struct Measured {
+    pub who: Who,
+    pub figure: f64,
+    /// Microseconds of processor time for each entry, of the whole process: for the work of another, the process that did it.
+    pub cpu: Option<f64>,
+    /// The peak of its memory, in MiB.
+    pub peak: Option<f64>,
 }
 
 /// Whose figures they are.
@@ -70,17 +79,27 @@ impl Line {
     /// Nothing measured yet.
     pub fn new(row: &Row<'_>) -> Line {
         let (name, place) = (row.name.clone(), row.place.name);
-        Line { name, place, unit: row.unit, target: row.target, figures: Vec::new() }
+        Line { name, place, unit: row.unit, target: row.target, rounds: Vec::new() }
     }
 
     /// Adds what one round gave.
-    pub fn add(&mut self, who: Who, figure: f64) {
-        self.figures.push((who, figure));
+    pub fn add(&mut self, round: Measured) {
+        self.rounds.push(round);
     }
 
     fn of(&self, who: Who) -> Option<Figures> {
-        let rounds: Vec<f64> = self.figures.iter().filter(|(w, _)| *w == who).map(|(_, f)| *f).collect();
+        self.all(who, |round| Some(round.figure))
+    }
+
+    fn all(&self, who: Who, what: impl Fn(&Measured) -> Option<f64>) -> Option<Figures> {
+        let rounds: Vec<f64> = self.rounds.iter().filter(|round| round.who == who).filter_map(what).collect();
         (!rounds.is_empty()).then(|| Figures::of(&rounds))
+    }
+
+    /// The medians of all three, in one cell.
+    fn each(&self, what: impl Fn(&Measured) -> Option<f64> + Copy) -> String {
+        let text = |who| self.all(who, what).map_or_else(|| "-".into(), |figures| number(figures.median));
+        [Who::Ours, Who::Original, Who::Floor].map(text).join(" / ")
     }
 
     /// Ours in terms of somebody else's.
@@ -122,6 +141,8 @@ impl Line {
             ratio(Who::Floor),
             self.target_text(),
             met.into(),
+            self.each(|round| round.cpu),
+            self.each(|round| round.peak),
         ]
     }
 
@@ -131,7 +152,15 @@ impl Line {
             Some(Target::Below(limit)) => json!({ "below": limit }),
             Some(Target::TimesOriginal(times)) => json!({ "times_original": times }),
         };
-        let figures = |who| self.of(who).map(|figures| figures.json());
+        let figures = |who| {
+            let all = |what: fn(&Measured) -> Option<f64>| self.all(who, what).map(|figures| figures.json());
+            let mut of = all(|round| Some(round.figure))?;
+            if let Some(of) = of.as_object_mut() {
+                of.insert("cpu_us".into(), all(|round| round.cpu).into());
+                of.insert("peak_mib".into(), all(|round| round.peak).into());
+            }
+            Some(of)
+        };
         json!({
             "work": self.name, "place": self.place, "unit": self.unit.name(),
             "ours": figures(Who::Ours), "original": figures(Who::Original), "floor": figures(Who::Floor),
@@ -141,8 +170,20 @@ impl Line {
     }
 }
 
-const HEADER: [&str; 10] =
-    ["work", "place", "unit", "ours", "original", "ours/original", "floor", "ours/floor", "target", "met"];
+const HEADER: [&str; 12] = [
+    "work",
+    "place",
+    "unit",
+    "ours",
+    "original",
+    "ours/original",
+    "floor",
+    "ours/floor",
+    "target",
+    "met",
+    "CPU us",
+    "peak MiB",
+];
 
 /// The table and its notes, for people.
 pub fn text(lines: &[Line], notes: &[String]) -> String {
