@@ -7,14 +7,14 @@
 //!   whole blocks, and a block for each directory. Lengths alone would say a tenth of what small entries take.
 //!
 //! Without limits, nothing here costs anything. With limits an instance counts once, and from then on adds up what it
-//! queues itself. The directories' times tell whether others are at work, too; then it counts again before it
-//! refuses, when it has used a part of the room that it last found, or when its count has become old. So
+//! queues itself. The directories' times, and how many directories are in the queue's, tell whether others are at
+//! work, too; then it counts again before it refuses, when it has used a part of the room that it last found, or when its count has become old. So
 //! several who queue at the same time may overrun a limit by what they have in flight.
 
 use crate::bindings::exports::zddc::outbox::queue::Extent;
 use crate::bindings::types::{Limit, Measure};
 use crate::clock;
-use crate::dir::{DescriptorType, Dir};
+use crate::dir::{DescriptorStat, DescriptorType, Dir};
 use crate::id::EntryId;
 use crate::layout::{self, BODY, CORRUPT, MAX_RECORD, META, Name, REJECTED, STATE};
 use crate::meta::{Meta, Unusable};
@@ -29,7 +29,7 @@ const BLOCK: u64 = 4096;
 
 /// An instance that is not alone counts again once it has used this part of the room that it found: so many
 /// may queue side by side and still stay below the limit together.
-const PART: u64 = 16;
+const PART: u64 = 32;
 
 /// A count by one who is not alone is trusted for this long, in nanoseconds, or so many times as long as it took,
 /// whichever is longer: counting costs a hundredth of the time at most.
@@ -59,8 +59,14 @@ struct Totals {
     bytes: u64,
 }
 
-/// Modification times of the queue's directory and of those for what was set aside, Unix nanoseconds.
-type Times = [Option<u64>; 3];
+/// What changes when somebody is at work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    /// Modification times of the queue's directory and of those for what was set aside, Unix nanoseconds.
+    times: [Option<u64>; 3],
+    /// Links to the queue's directory: one more for each directory in it, but on file systems that do not count them.
+    links: u64,
+}
 
 /// What this instance knows.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +77,7 @@ struct Known {
     /// Monotonic, in nanoseconds: when it was counted, and for how long.
     at: u64,
     took: u64,
-    times: Times,
+    look: Look,
     /// The times had been the same for long enough when it was counted, so that any change since would show.
     settled: bool,
     /// Others are at work, too. Once seen it is taken for granted: what they do between a look at the times and a
@@ -100,11 +106,11 @@ impl Limits {
         if self.entries.is_none() && self.bytes.is_none() {
             return Ok(u64::MAX);
         }
-        let times = self.times(queue);
+        let look = self.look(queue);
         let known = match KNOWN.get() {
             Some(mut known) => {
-                if known.times != times {
-                    (known.others, known.changed, known.times) = (true, true, times);
+                if known.look != look {
+                    (known.others, known.changed, known.look) = (true, true, look);
                 }
                 let again = match self.crossed(known.totals, size) {
                     Some(_) => known.others && known.changed || !known.settled,
@@ -126,8 +132,10 @@ impl Limits {
         let Some(mut known) = KNOWN.get() else { return };
         known.totals.entries += 1;
         known.totals.bytes = known.totals.bytes.saturating_add(size);
-        known.times = self.times(queue);
-        (known.settled, known.changed) = (false, true);
+        let look = self.look(queue);
+        // Its own change hides in the times whatever else happened since it last looked, but not in the links.
+        known.others |= look.links != known.look.links && look.links != known.look.links.saturating_add(1);
+        (known.look, known.settled, known.changed) = (look, false, true);
         KNOWN.set(Some(known));
     }
 
@@ -149,23 +157,25 @@ impl Limits {
 
     fn count(&self, queue: &Queue, others: bool) -> Result<Known> {
         let at = monotonic_clock::now();
-        let times = self.times(queue);
+        let look = self.look(queue);
         let totals = count(queue, self.bytes.is_some())?;
         let took = monotonic_clock::now().saturating_sub(at);
         let now = clock::unix_nanos(SystemTime::now());
-        let latest = times.iter().flatten().max();
+        let latest = look.times.iter().flatten().max();
         let settled = latest.is_some_and(|at| at.saturating_add(TICK).saturating_add(took) < now);
-        Ok(Known { totals, counted: totals, at, took, times, settled, others, changed: false })
+        Ok(Known { totals, counted: totals, at, took, look, settled, others, changed: false })
     }
 
     /// Entries come and go in the queue's directory; bytes go where something that was set aside is dropped, too.
-    fn times(&self, queue: &Queue) -> Times {
-        let of = |stat: Option<crate::dir::DescriptorStat>| {
+    fn look(&self, queue: &Queue) -> Look {
+        let of = |stat: Option<&DescriptorStat>| {
             let at = stat?.data_modification_timestamp?;
             Some(at.seconds.saturating_mul(1_000_000_000).saturating_add(at.nanoseconds.into()))
         };
-        let aside = |place| self.bytes.and_then(|_| of(queue.dir.stat(place).ok()));
-        [of(queue.dir.stat_self().ok()), aside(REJECTED), aside(CORRUPT)]
+        let aside = |place| self.bytes.and_then(|_| of(queue.dir.stat(place).ok().as_ref()));
+        let own = queue.dir.stat_self().ok();
+        let times = [of(own.as_ref()), aside(REJECTED), aside(CORRUPT)];
+        Look { times, links: own.map_or(0, |stat| stat.link_count) }
     }
 }
 
