@@ -145,7 +145,7 @@ pub fn idle(root: &Path) -> Result<()> {
             let builder = Outbox::builder(&root).runtime(runtime.clone()).upstream("http://127.0.0.1:9");
             outboxes.push(builder.durability(Durability::None).start()?);
         }
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while process::threads("outbox-replay")? > 0 {
             ensure!(Instant::now() < deadline, "outboxes that have nothing to do keep threads");
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -16,9 +16,8 @@ use tokio::sync::Semaphore;
 /// once brought nothing on the disks that were measured.
 const KEPT: usize = 32;
 
-/// How long something is kept that nobody uses: instances, and threads with one.
-pub(crate) const IDLE: Duration =
-    if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(10) };
+/// How long instances are kept that nobody uses.
+const IDLE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(10) };
 
 /// Makes and keeps instances.
 #[derive(Clone)]

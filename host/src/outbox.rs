@@ -363,7 +363,7 @@ impl Inner {
         let (full, batches) = mpsc::unbounded_channel();
         let sweeper = sweep_every.map(|_| tokio::spawn(sweep(self.queue.clone(), batches)));
         let job = async move |instance: &mut Instance| pass(instance, options, events, full, stop).await;
-        let report = self.replayer.call(job).await;
+        let report = self.replayer.call(job, |report: &Report| report.remaining > 0).await;
         if let Some(sweeper) = sweeper {
             let _ = sweeper.await;
         }
@@ -482,5 +482,13 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
+        // What a pass has learnt is needed as long as something waits. (Nobody listens there.)
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let outbox = Outbox::builder(root.path()).upstream(format!("http://{closed}")).open().unwrap();
+        outbox.enqueue_write(Write::new("PUT", "/x"), Body::empty()).await.unwrap();
+        assert_eq!(outbox.replay().await.unwrap().remaining, 1);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(outbox.0.replayer.is_running());
     }
 }

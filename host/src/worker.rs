@@ -1,20 +1,32 @@
 //! A thread that owns an instance and makes passes: file calls of the guest block it, and its connections live
 //! on it. Whoever wants something of the instance sends a job. A job that ends in a trap costs the instance: the next job gets
-//! a fresh one. Without a job, instance and thread end after a while: a process may have a thousand outboxes, most of them idle.
+//! a fresh one. With nothing left to do, instance and thread end after a while: a process may have a thousand outboxes, most of
+//! them idle.
 
 use crate::Error;
-use crate::instances::IDLE;
 use crate::recipe::Recipe;
 use crate::sandbox::Instance;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-type Finished<'a> = Pin<Box<dyn Future<Output = Spent> + 'a>>;
+type Finished<'a> = Pin<Box<dyn Future<Output = Left> + 'a>>;
 type Job = Box<dyn for<'a> FnOnce(&'a mut Instance) -> Finished<'a> + Send>;
 
-/// Whether a job has used its instance up.
-pub(crate) struct Spent(bool);
+/// What a job leaves behind of its instance.
+pub(crate) enum Left {
+    /// Nothing: it trapped.
+    Spent,
+    /// An instance that knows what is needed again.
+    Needed,
+    /// An instance like any other.
+    Idle,
+}
+
+/// How long such a one is kept. Longer than anybody may need from an entry's id to its publication: what the pass has
+/// delivered meanwhile is known to its instance alone (the component's `chain` module).
+const IDLE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(60) };
 
 /// Sends jobs to the thread, which is started when there is one, and ends at the latest when this is dropped and its jobs
 /// are done.
@@ -71,8 +83,8 @@ impl Worker {
         Ok(jobs)
     }
 
-    /// Runs a job on the thread and awaits its result.
-    pub(crate) async fn call<T, F>(&self, job: F) -> Result<T, Error>
+    /// Runs a job on the thread and awaits its result, which says whether its instance will be needed again.
+    pub(crate) async fn call<T, F>(&self, job: F, needed: fn(&T) -> bool) -> Result<T, Error>
     where
         T: Send + 'static,
         F: AsyncFnOnce(&mut Instance) -> Result<T, Error> + Send + 'static,
@@ -91,12 +103,16 @@ impl Worker {
         let run: Job = Box::new(move |instance| {
             Box::pin(async move {
                 let result = job(instance).await;
-                let spent = matches!(result, Err(Error::Trapped(_)));
+                let left = match &result {
+                    Err(Error::Trapped(_)) => Left::Spent,
+                    Ok(value) if !needed(value) => Left::Idle,
+                    _ => Left::Needed,
+                };
                 if let Some(answer) = take(&answer) {
                     // Nobody waits any more: the caller was cancelled.
                     let _ = answer.send(result);
                 }
-                Spent(spent)
+                left
             })
         });
         self.send((run, Box::new(refuse)))?;
@@ -106,14 +122,18 @@ impl Worker {
 
 async fn work(recipe: Recipe, mut inbox: mpsc::UnboundedReceiver<(Job, Refuse)>) {
     let mut instance: Option<Instance> = None;
+    let mut needed = false;
     loop {
-        let next = match tokio::time::timeout(IDLE, inbox.recv()).await {
-            Ok(next) => next,
-            // No further one is taken; one that came just now is done.
-            Err(_) => {
-                inbox.close();
-                inbox.recv().await
-            }
+        let next = match needed {
+            true => inbox.recv().await,
+            false => match tokio::time::timeout(IDLE, inbox.recv()).await {
+                Ok(next) => next,
+                // No further one is taken; one that came just now is done.
+                Err(_) => {
+                    inbox.close();
+                    inbox.recv().await
+                }
+            },
         };
         let Some((job, refuse)) = next else { return };
         let mut current = match instance.take() {
@@ -126,7 +146,8 @@ async fn work(recipe: Recipe, mut inbox: mpsc::UnboundedReceiver<(Job, Refuse)>)
                 }
             },
         };
-        let Spent(spent) = job(&mut current).await;
-        instance = (!spent).then_some(current);
+        let left = job(&mut current).await;
+        needed = matches!(left, Left::Needed);
+        instance = (!matches!(left, Left::Spent)).then_some(current);
     }
 }
