@@ -17,6 +17,7 @@ use crate::state::State;
 use crate::{Error, Result};
 use std::cell::OnceCell;
 use std::time::{Duration, SystemTime};
+use wasi::random::random::get_random_bytes;
 use xxhash_rust::xxh3::Xxh3;
 
 /// The queue.
@@ -172,14 +173,14 @@ impl Queue {
 
     /// Replaces an entry's state.json. A power failure may bring the old one back.
     pub fn save_state(&self, id: EntryId, state: &State) -> Result<()> {
-        let (path, new) = (format!("{id}/{STATE}"), format!("{id}/{STATE}.new"));
-        self.dir.remove(&new)?;
-        let replaced = self
-            .dir
+        let staging = self.staging()?;
+        // Under a name of its own: a pass and an operator may write the same entry's at once.
+        let new = hex::encode(get_random_bytes(8));
+        let replaced = staging
             .write(&new, &to_json(state), self.sync)
-            .and_then(|()| self.dir.rename(&new, &self.dir, &path));
+            .and_then(|()| staging.rename(&new, &self.dir, &format!("{id}/{STATE}")));
         // Half a file helps nobody, least of all on a full disk.
-        Ok(replaced.inspect_err(|_| _ = self.dir.unlink(&new))?)
+        Ok(replaced.inspect_err(|_| _ = staging.unlink(&new))?)
     }
 
     /// The same, durable when it returns.

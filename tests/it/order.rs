@@ -232,6 +232,9 @@ async fn send_from_the_future(outbox: &Outbox, root: &Path, uri: &str, body: &'s
     let future = format!("{nanos:016x}-000000");
     edit_meta(root, &id, |meta| meta["id"] = future.as_str().into());
     std::fs::rename(path(root, &id), path(root, &future)).unwrap();
+    let notes = path(root, ".newest");
+    let noted = std::fs::read_to_string(&notes).unwrap();
+    std::fs::write(&notes, noted.replace(&id, &future)).unwrap();
     future
 }
 

@@ -60,14 +60,18 @@ impl Facts<'_> {
             || self.found_done(id)
     }
 
-    /// A write was refused with 412, and a question told that the resource is as was wanted: not there, or empty. (No
-    /// other contents are equal: each has its mark.)
+    /// A write was refused with 412, and a question told that the resource is as was wanted: not there, empty, or what the
+    /// same write had made of it under an earlier id. (No other contents are equal: each has its mark.)
     fn found_done(&self, id: &str) -> bool {
+        let made = |again: &Seen| {
+            let mut all = self.writes.values().flatten();
+            all.any(|seen| seen.mark.is_some() && seen.mark == again.mark && seen.applied.is_some())
+        };
         self.of(id).iter().filter(|seen| seen.status == Some(412)).any(|seen| {
             let attempt = seen.mark.and_then(|mark| self.world.ledger.attempts.get(mark));
             let wanted: &[u16] = match seen.method.as_str() {
                 "DELETE" => &[404, 410],
-                "PUT" if attempt.is_some_and(|attempt| attempt.body.is_empty()) => &[200],
+                "PUT" if attempt.is_some_and(|attempt| attempt.body.is_empty()) || made(seen) => &[200],
                 _ => &[],
             };
             let asked = |question: &Seen| {
@@ -157,7 +161,11 @@ fn ends(facts: &Facts<'_>, wrong: &mut Vec<String>) {
                 .flatten()
                 .any(|seen| seen.mark == mark && seen.key.as_deref() != Some(id));
             let dropped = attempt.acknowledged.iter().any(|(other, _)| other != id);
-            stored || sent || dropped
+            // It died before it could tell the new id, and that was dropped.
+            let told = |id: &str| facts.acknowledged().any(|(_, told, _)| told == id);
+            let unknown =
+                facts.world.ledger.deeds.iter().any(|deed| deed.act == Act::Drop && !told(&deed.id));
+            stored || sent || dropped || unknown
         };
         let ended = facts.on_disk(id).next().is_some()
             || facts.delivered(id)
