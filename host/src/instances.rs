@@ -120,8 +120,10 @@ async fn let_go(instances: Weak<Inner>) {
         let calls = inner.calls.load(Ordering::Relaxed);
         if seen.replace(calls) == Some(calls) {
             inner.letting_go.store(false, Ordering::Release);
-            // A call that ends just now keeps its instance until the next is over.
-            inner.idle().clear();
+            // Taken first, dropped then: a call that comes now does not wait for that. One that ends now may lose its
+            // instance, too.
+            let gone = std::mem::take(&mut *inner.idle());
+            drop(gone);
             return;
         }
     }
