@@ -59,6 +59,16 @@ fn at<'a>(doing: &'a str, path: &'a str) -> impl FnOnce(ErrorCode) -> Fault + 'a
     move |code| Fault { doing: format!("cannot {doing} {path}"), code }
 }
 
+fn is_file(path: &str, stat: &DescriptorStat) -> Result<()> {
+    let code = match stat.type_ {
+        DescriptorType::RegularFile => return Ok(()),
+        DescriptorType::SymbolicLink => ErrorCode::Loop,
+        DescriptorType::Directory => ErrorCode::IsDirectory,
+        _ => ErrorCode::Invalid,
+    };
+    Err(Fault { doing: format!("{path} is no file but a {}", kind_name(stat.type_)), code })
+}
+
 /// An open directory.
 #[derive(Debug)]
 pub struct Dir(Descriptor);
@@ -112,21 +122,26 @@ impl Dir {
             .map_err(at("create", path))
     }
 
-    /// Opens a file for reading; its size beside. What is no file is not even opened: opening a pipe waits for
-    /// somebody to write to it, and no deadline ends that.
+    /// Opens a file for reading; its size beside. What is no file is refused.
+    ///
+    /// It is opened for writing too: opening a pipe only for reading waits for somebody to write to it, and no
+    /// deadline ends that. Where only reading is allowed, a look comes first.
     pub fn open_file(&self, path: &str) -> Result<(File, u64)> {
-        let stat = self.0.stat_at(PathFlags::empty(), path).map_err(at("open", path))?;
-        let code = match stat.type_ {
-            DescriptorType::RegularFile => None,
-            DescriptorType::SymbolicLink => Some(ErrorCode::Loop),
-            DescriptorType::Directory => Some(ErrorCode::IsDirectory),
-            _ => Some(ErrorCode::Invalid),
+        let open = |flags| self.0.open_at(PathFlags::empty(), path, OpenFlags::empty(), flags).map(File);
+        let (file, stat) = match open(DescriptorFlags::READ | DescriptorFlags::WRITE) {
+            Ok(file) => {
+                let stat = file.stat().map_err(at("look at", path))?;
+                (Ok(file), stat)
+            }
+            Err(ErrorCode::NoEntry) => return Err(at("open", path)(ErrorCode::NoEntry)),
+            Err(_) => {
+                let stat = self.0.stat_at(PathFlags::empty(), path).map_err(at("open", path))?;
+                is_file(path, &stat)?;
+                (open(DescriptorFlags::READ), stat)
+            }
         };
-        if let Some(code) = code {
-            return Err(Fault { doing: format!("{path} is no file but a {}", kind_name(stat.type_)), code });
-        }
-        let opened = self.0.open_at(PathFlags::empty(), path, OpenFlags::empty(), DescriptorFlags::READ);
-        Ok((opened.map(File).map_err(at("open", path))?, stat.size))
+        is_file(path, &stat)?;
+        Ok((file.map_err(at("open", path))?, stat.size))
     }
 
     /// Opens a file for reading and writing, making it where it is missing.
