@@ -2,12 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use time::OffsetDateTime;
-use time::format_description::BorrowedFormatItem;
 use time::format_description::well_known::Rfc3339;
-use time::macros::format_description;
-
-/// `YYYYMMDDTHHMMSSZ`, for names of files.
-const COMPACT: &[BorrowedFormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second]Z");
 
 /// The time in Unix nanoseconds; 0 before 1970.
 pub fn unix_nanos(at: SystemTime) -> u64 {
@@ -36,16 +31,19 @@ pub fn rfc3339_up(at: SystemTime) -> String {
     rfc3339(at.checked_add(Duration::from_nanos(999_999_999)).unwrap_or(at))
 }
 
-/// `YYYYMMDDTHHMMSSZ`.
+/// `YYYYMMDDTHHMMSSZ`, for names of files.
 pub fn compact(at: SystemTime) -> String {
-    date(at).and_then(|t| t.format(COMPACT).ok()).unwrap_or_else(|| "19700101T000000Z".into())
+    rfc3339(at).replace(['-', ':'], "")
 }
 
 /// Reads the time at the start of a quarantined entry's name and spells it as RFC 3339.
 pub fn expand_compact(stamp: &str) -> Option<String> {
-    let head = stamp.get(.."YYYYMMDDTHHMMSSZ".len())?;
-    let at = time::PrimitiveDateTime::parse(head, COMPACT).ok()?.assume_utc();
-    at.format(&Rfc3339).ok()
+    let part = |from: usize, len: usize| stamp.get(from..from + len);
+    let (year, month, day) = (part(0, 4)?, part(4, 2)?, part(6, 2)?);
+    let (hour, minute, second) = (part(9, 2)?, part(11, 2)?, part(13, 2)?);
+    let text = format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z");
+    let at = SystemTime::from(OffsetDateTime::parse(&text, &Rfc3339).ok()?);
+    stamp.starts_with(&compact(at)).then_some(text)
 }
 
 /// Reads RFC 3339 with any offset and fraction. Go's zero time, which its `omitempty` does not omit, is
