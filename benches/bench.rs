@@ -2,7 +2,8 @@
 //! work in plain native code, and prints one table.
 //!
 //! ```text
-//! cargo bench -- [--baseline PATH] [--rounds N] [--quick] [--json FILE] [FILTER]...
+//! cargo bench -- [--baseline PATH] [--rounds N] [--quick] [--depth N] [--json FILE] [FILTER]...
+//! cargo bench -- --plots DIR [--baseline PATH] [--quick] [--depth N]
 //! ```
 //!
 //! Both sides work in turn, round by round, each in a fresh directory, so that a busy machine troubles both.
@@ -12,18 +13,21 @@
 
 #[cfg(unix)]
 mod floor;
+mod long;
 mod original;
 mod ours;
 mod plan;
+mod plots;
 mod process;
 mod table;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use original::Original;
 use ours::Ours;
-use plan::{Place, Row, Scale, Work};
+use plan::{Place, Scale, Work};
 use process::Servers;
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
@@ -41,9 +45,18 @@ struct Options {
     /// Less work and fewer rounds: a minute rather than several
     #[arg(long)]
     quick: bool,
+    /// The longest queue, in entries: a million take some 10 GB of memory and a few minutes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    depth: Option<u32>,
     /// Write the table to this file too, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// The component to measure, rather than the one that is built in
+    #[arg(long, value_name = "FILE")]
+    component: Option<PathBuf>,
+    /// Draw curves over depth, concurrency and latency into this directory (SVG), rather than print the table
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["json", "filters"])]
+    plots: Option<PathBuf>,
     /// Only the lines whose text contains one of these, such as 'enqueue' or 'disk'
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
@@ -115,46 +128,35 @@ fn code(result: Result<()>) -> ExitCode {
 
 fn bench(options: &Options) -> Result<()> {
     let started = Instant::now();
-    let scale = if options.quick { Scale::QUICK } else { Scale::FULL };
+    let mut scale = if options.quick { Scale::QUICK } else { Scale::FULL };
+    scale.depth = options.depth.unwrap_or(scale.depth);
     let rounds = usize::from(options.rounds.unwrap_or(scale.rounds));
     let places = places(options.disk.as_deref())?;
-    let rows = plan::rows(&scale, &places, &options.filters);
-    if rows.is_empty() {
-        anyhow::bail!("no line contains {}", options.filters.join(" or "));
-    }
     let baseline = match &options.baseline {
         None => None,
         Some(path) => Some(path.canonicalize().with_context(|| format!("--baseline {}", path.display()))?),
     };
-    let ours = Ours::new(&cache_dir(&places)?)?;
+    let ours = Ours::new(options.component.clone(), &cache_dir(&places)?)?;
     let original = baseline.as_deref().map(Original::new);
     let mut sides: Vec<(Who, &dyn Side)> = vec![(Who::Ours, &ours)];
     sides.extend(original.iter().map(|original| (Who::Original, original as &dyn Side)));
     #[cfg(unix)]
     sides.push((Who::Floor, &floor::Floor));
 
-    let servers = Servers::start(baseline.as_deref())?;
+    let bench = Bench { sides, servers: Servers::new(baseline.clone()), started, done: Cell::new(0) };
+
+    if let Some(dir) = &options.plots {
+        let place = places.first().context("no directory")?;
+        return plots::draw(&bench, &scale, place, dir);
+    }
+    let rows = plan::rows(&scale, &places, &options.filters);
+    if rows.is_empty() {
+        bail!("no line contains {}", options.filters.join(" or "));
+    }
     let mut lines = Vec::new();
-    for (index, row) in rows.iter().enumerate() {
-        eprintln!("{:>4} s  {}, {}", started.elapsed().as_secs(), row.name, row.place.name);
+    for row in &rows {
         let mut line = Line::new(row);
-        for round in 0..row.work.rounds(rounds) {
-            for (number, (who, side)) in sides.iter().enumerate().filter(|(_, s)| s.1.measures(&row.work)) {
-                let root = root(row, index, round, number);
-                settle();
-                side.prepare(&row.work, &root)?;
-                let usage = process::Usage::begin();
-                let run = side.run(&row.work, &root, &servers);
-                let run = run.with_context(|| format!("{}, {}", row.name, row.place.name))?;
-                let cpu = usage.cpu_micros().zip(row.work.entries(*who == Who::Original));
-                line.add(Measured {
-                    who: *who,
-                    figure: run.figure,
-                    cpu: cpu.map(|(micros, entries)| micros / f64::from(entries)),
-                    peak: run.peak.or_else(|| usage.peak_mebibytes()),
-                });
-            }
-        }
+        bench.measure(&row.name, &row.work, row.place, row.work.rounds(rounds), |round| line.add(round))?;
         lines.push(line);
     }
     let notes = notes(&places, options.baseline.is_some(), rounds, started);
@@ -164,6 +166,53 @@ fn bench(options: &Options) -> Result<()> {
         std::fs::write(path, json + "\n").with_context(|| format!("--json {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Everything that measuring takes.
+struct Bench<'a> {
+    sides: Vec<(Who, &'a dyn Side)>,
+    servers: Servers,
+    started: Instant,
+    /// Measurements so far; each has a root of its own.
+    done: Cell<u32>,
+}
+
+impl Bench<'_> {
+    /// Does some work as often as this, all sides in turn.
+    fn measure(
+        &self,
+        name: &str,
+        work: &Work,
+        place: &Place,
+        rounds: usize,
+        mut add: impl FnMut(Measured),
+    ) -> Result<()> {
+        eprintln!("{:>4} s  {name}, {}", self.started.elapsed().as_secs(), place.name);
+        for _ in 0..rounds {
+            for (who, side) in self.sides.iter().filter(|(_, side)| side.measures(work)) {
+                add(self
+                    .once(*who, *side, work, place)
+                    .with_context(|| format!("{name}, {}", place.name))?);
+            }
+        }
+        Ok(())
+    }
+
+    fn once(&self, who: Who, side: &dyn Side, work: &Work, place: &Place) -> Result<Measured> {
+        self.done.set(self.done.get() + 1);
+        let root = place.dir.path().join(self.done.get().to_string());
+        settle();
+        side.prepare(work, &root)?;
+        let usage = process::Usage::begin();
+        let run = side.run(work, &root, &self.servers)?;
+        let cpu = usage.cpu_micros().zip(work.entries(who == Who::Original));
+        Ok(Measured {
+            who,
+            figure: run.figure,
+            cpu: cpu.map(|(micros, entries)| micros / f64::from(entries)),
+            peak: run.peak.or_else(|| usage.peak_mebibytes()),
+        })
+    }
 }
 
 /// The directories to work in; all in them goes away with them.
@@ -193,10 +242,6 @@ fn cache_dir(places: &[Place]) -> Result<PathBuf> {
     let dir = place.dir.path().join("cache");
     std::fs::create_dir(&dir)?;
     Ok(dir.canonicalize()?)
-}
-
-fn root(row: &Row<'_>, index: usize, round: usize, side: usize) -> PathBuf {
-    row.place.dir.path().join(format!("{index}-{round}-{side}"))
 }
 
 /// What earlier work left to be written is written before the next begins. Not so what is queued only to be

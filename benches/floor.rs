@@ -2,28 +2,34 @@
 //! read, renamed and deleted in the component's order, and requests go out over bare connections. What is
 //! between this and ours is the price of the sandbox and of everything that the outbox promises.
 
-use crate::plan::{SMALL, Work};
+use crate::ours::{SOURCE, mebibytes, noise};
+use crate::plan::{BODIES, BODY, LARGE, SMALL, Work};
 use crate::process::Servers;
 use crate::{Run, Side};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
+use hyper::body::Frame;
 use hyper::client::conn::http1;
 use hyper::{Request, header};
 use hyper_util::rt::TokioIo;
-use rustix::fs::{AtFlags, Mode, OFlags, fsync, mkdirat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, fstat, fsync, mkdirat, openat, renameat, unlinkat};
 use rustix::io::{pread, pwrite};
 use std::cell::RefCell;
 use std::fs::{create_dir_all, read_dir};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context as Waker, Poll};
 use std::time::Instant;
 
 /// As long as a common meta.json.
 const META: usize = 254;
 /// As long as the notes of the greatest ids.
 const NOTES: usize = 1536;
+/// Bytes of a body that are sent together.
+const CHUNK: usize = 64 * 1024;
 
 pub struct Floor;
 
@@ -153,12 +159,12 @@ async fn deliver(
     loop {
         let Some(name) = waiting.borrow_mut().pop() else { break };
         dirs.read(&format!("{name}/meta.json"))?;
-        let body = dirs.read(&format!("{name}/body.bin"))?;
+        let body = FileBody::open(dirs, &format!("{name}/body.bin"))?;
         let request = Request::put(format!("/x/{name}"))
             .header(header::HOST, authority)
-            .header(header::CONTENT_LENGTH, body.len())
+            .header(header::CONTENT_LENGTH, body.len)
             .header("Idempotency-Key", &name)
-            .body(Full::new(Bytes::from(body)))?;
+            .body(body)?;
         let reply = sender.send_request(request).await?;
         ensure!(reply.status().is_success(), "{}", reply.status());
         reply.into_body().collect().await?;
@@ -170,14 +176,84 @@ async fn deliver(
     Ok(())
 }
 
+/// A file that is read as it is sent.
+struct FileBody {
+    file: OwnedFd,
+    len: u64,
+    offset: u64,
+}
+
+impl FileBody {
+    fn open(dirs: &Dirs, path: &str) -> Result<FileBody> {
+        let file = openat(&dirs.queue, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let len = fstat(&file)?.st_size.try_into()?;
+        Ok(FileBody { file, len, offset: 0 })
+    }
+}
+
+impl hyper::body::Body for FileBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Waker<'_>,
+    ) -> Poll<Option<std::io::Result<Frame<Bytes>>>> {
+        if self.is_end_stream() {
+            return Poll::Ready(None);
+        }
+        let mut chunk = vec![0; CHUNK.min(usize::try_from(self.len - self.offset).unwrap_or(CHUNK))];
+        let read = pread(&self.file, &mut chunk, self.offset);
+        let frame = read.map_err(Into::into).and_then(|len| match len {
+            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            _ => {
+                chunk.truncate(len);
+                self.offset += len as u64;
+                Ok(Frame::data(chunk.into()))
+            }
+        });
+        Poll::Ready(Some(frame))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.offset == self.len
+    }
+}
+
+/// MiB a second at which the source is copied, durably.
+fn copy(root: &Path) -> Result<f64> {
+    let started = Instant::now();
+    std::fs::copy(root.join(SOURCE), root.join("copy"))?;
+    std::fs::File::open(root.join("copy"))?.sync_all()?;
+    std::fs::File::open(root)?.sync_all()?;
+    Ok(mebibytes(LARGE) / started.elapsed().as_secs_f64())
+}
+
 impl Side for Floor {
     fn measures(&self, work: &Work) -> bool {
-        matches!(work, Work::Enqueue { .. } | Work::Replay { .. })
+        use Work::{Enqueue, EnqueueLarge, Replay, ReplayBodies};
+        matches!(work, Enqueue { .. } | EnqueueLarge | Replay { .. } | ReplayBodies)
     }
 
     fn prepare(&self, work: &Work, root: &Path) -> Result<()> {
-        if let Work::Replay { entries, .. } = work {
-            enqueue(root, *entries, 1, false)?;
+        match work {
+            Work::Replay { entries, .. } => {
+                enqueue(root, *entries, 1, false)?;
+            }
+            Work::EnqueueLarge => {
+                std::fs::create_dir(root)?;
+                std::io::copy(&mut noise(LARGE), &mut std::fs::File::create(root.join(SOURCE))?)?;
+            }
+            Work::ReplayBodies => {
+                enqueue(root, BODIES, 1, false)?;
+                for entry in read_dir(root.join(".zddc-outbox"))? {
+                    let body = entry?.path().join("body.bin");
+                    if body.exists() {
+                        std::io::copy(&mut noise(BODY), &mut std::fs::File::create(body)?)?;
+                    }
+                }
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -189,8 +265,14 @@ impl Side for Floor {
             }
             Work::Replay { entries, concurrency, latency, .. } => {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                let rate = runtime.block_on(replay(root, *entries, *concurrency, servers.url(*latency)))?;
+                let rate = runtime.block_on(replay(root, *entries, *concurrency, &servers.url(*latency)?))?;
                 Ok(rate.into())
+            }
+            Work::EnqueueLarge => Ok(copy(root)?.into()),
+            Work::ReplayBodies => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let entries = runtime.block_on(replay(root, BODIES, 4, &servers.near()?))?;
+                Ok((entries * mebibytes(BODY)).into())
             }
             _ => Err(anyhow::anyhow!("not measured")).context("floor"),
         }

@@ -3,7 +3,7 @@
 use crate::plan::{LARGE, SMALL, Work};
 use crate::process::{self, Servers};
 use crate::{Run, Side};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,12 +48,14 @@ fn rate((figures, peak): (Value, Option<f64>)) -> Result<Run> {
 
 impl Side for Original {
     fn measures(&self, work: &Work) -> bool {
-        !matches!(work, Work::Idle)
+        matches!(
+            work,
+            Work::Enqueue { .. } | Work::Replay { .. } | Work::Start | Work::SendLarge | Work::ReplayLarge
+        )
     }
 
     fn prepare(&self, work: &Work, root: &Path) -> Result<()> {
         match work {
-            Work::Enqueue { .. } | Work::SendLarge | Work::Idle => {}
             Work::Replay { original_entries, .. } => {
                 self.enqueue(root, *original_entries, 1, false)?;
             }
@@ -64,6 +66,7 @@ impl Side for Original {
                 let body = format!("noise:{LARGE}");
                 self.figures(&["enqueue-one", "-uri", "/x", "-body", &body], root)?;
             }
+            _ => {}
         }
         Ok(())
     }
@@ -74,19 +77,22 @@ impl Side for Original {
                 self.enqueue(root, *entries, *callers, *original_sync)
             }
             Work::Replay { original_entries, latency, .. } => {
-                let (figures, peak) = self.figures(&["replay", "-upstream", servers.url(*latency)], root)?;
+                let (figures, peak) =
+                    self.figures(&["replay", "-upstream", &servers.url(*latency)?], root)?;
                 let replayed = figures.get("replayed").and_then(Value::as_u64);
                 ensure!(replayed == Some(u64::from(*original_entries)), "not all was replayed: {figures}");
                 rate((figures, peak))
             }
-            Work::Start => process::first_request(|url| self.command(&["replay", "-upstream", url], root)),
-            Work::Idle => Err(anyhow::anyhow!("not measured")),
+            Work::Start => {
+                process::first_request(|url| self.command(&["replay", "-upstream", url], root), false)
+            }
             Work::SendLarge => {
                 process::peak_memory(self.command(&["enqueue-one", "-uri", "/x", "-body", "-"], root), LARGE)
             }
             Work::ReplayLarge => {
-                process::peak_memory(self.command(&["replay", "-upstream", servers.near()], root), 0)
+                process::peak_memory(self.command(&["replay", "-upstream", &servers.near()?], root), 0)
             }
+            _ => bail!("not measured"),
         }
     }
 }

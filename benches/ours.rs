@@ -1,14 +1,19 @@
 //! This project: rates through the library in this process, start and memory with the binary.
 
-use crate::plan::{LARGE, MANY, SMALL, Work};
+use crate::long;
+use crate::plan::{BODIES, BODY, LARGE, MANY, SMALL, Work};
 use crate::process::{self, Servers};
 use crate::{Run, Side};
 use anyhow::{Result, ensure};
 use outbox_host::{Body, Builder, Durability, Outbox, Runtime, RuntimeOptions, Write};
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+/// The file with a long body, in a root that is made for it.
+pub const SOURCE: &str = "source";
 
 const BINARY: &str = env!("CARGO_BIN_EXE_outbox");
 
@@ -19,9 +24,9 @@ pub struct Ours {
 }
 
 impl Ours {
-    /// With an empty cache, which this fills.
-    pub fn new(cache_dir: &Path) -> Result<Ours> {
-        let options = RuntimeOptions { component: None, cache_dir: Some(cache_dir.into()) };
+    /// With this component or the one that is built in, and an empty cache, which this fills.
+    pub fn new(component: Option<PathBuf>, cache_dir: &Path) -> Result<Ours> {
+        let options = RuntimeOptions { component: component.clone(), cache_dir: Some(cache_dir.into()) };
         // As many threads as the binary has.
         let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         Ok(Ours { runtime: Runtime::new(&options)?, cache_dir: cache_dir.into(), tokio })
@@ -70,6 +75,18 @@ impl Ours {
         })
     }
 
+    /// MiB a second at which a file is queued durably.
+    fn enqueue_file(&self, root: &Path) -> Result<f64> {
+        self.tokio.block_on(async {
+            let outbox = self.builder(root).open()?;
+            outbox.count().await?;
+            let started = Instant::now();
+            let body = Body::reader(File::open(root.join(SOURCE))?);
+            outbox.enqueue_write(Write::new("PUT", "/x"), body).await?;
+            Ok(mebibytes(LARGE) / started.elapsed().as_secs_f64())
+        })
+    }
+
     fn replay(&self, root: &Path, entries: u32, concurrency: usize, upstream: &str) -> Result<f64> {
         self.tokio.block_on(async {
             let outbox = self.builder(root).upstream(upstream).concurrency(concurrency).open()?;
@@ -82,7 +99,15 @@ impl Ours {
     }
 }
 
-async fn queue_each(outbox: &Outbox, body: &[u8], numbers: impl Iterator<Item = u32>) -> Result<()> {
+pub fn noise(len: u64) -> impl Read + Send {
+    std::io::repeat(b'x').take(len)
+}
+
+pub fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1024 * 1024)
+}
+
+pub async fn queue_each(outbox: &Outbox, body: &[u8], numbers: impl Iterator<Item = u32>) -> Result<()> {
     for n in numbers {
         let mut write = Write::new("PUT", format!("/x/{n:08}"));
         write.content_type = Some("application/octet-stream".into());
@@ -94,14 +119,25 @@ async fn queue_each(outbox: &Outbox, body: &[u8], numbers: impl Iterator<Item = 
 impl Side for Ours {
     fn prepare(&self, work: &Work, root: &Path) -> Result<()> {
         match work {
-            Work::Enqueue { .. } | Work::SendLarge | Work::Idle => {}
+            Work::Enqueue { .. } | Work::Trickle { .. } | Work::SendLarge | Work::Idle => {}
+            Work::Long { waiting, .. } | Work::First { waiting } | Work::Tick { waiting } => {
+                self.tokio.block_on(long::fill(self.builder(root), root, *waiting))?;
+            }
+            Work::EnqueueLarge => {
+                std::fs::create_dir(root)?;
+                std::io::copy(&mut noise(LARGE), &mut File::create(root.join(SOURCE))?)?;
+            }
+            Work::ReplayBodies => {
+                for n in 0..BODIES {
+                    self.queue_one(root, Write::new("PUT", format!("/x/{n}")), Body::reader(noise(BODY)))?;
+                }
+            }
             Work::Replay { entries, .. } => {
                 self.enqueue(root, *entries, 1, Durability::None)?;
             }
             Work::Start => self.queue_one(root, Write::new("DELETE", "/x"), Body::empty())?,
             Work::ReplayLarge => {
-                let body = Body::reader(std::io::repeat(b'x').take(LARGE));
-                self.queue_one(root, Write::new("PUT", "/x"), body)?;
+                self.queue_one(root, Write::new("PUT", "/x"), Body::reader(noise(LARGE)))?;
             }
         }
         Ok(())
@@ -114,16 +150,32 @@ impl Side for Ours {
                 Ok(self.enqueue(root, *entries, *callers, durability)?.into())
             }
             Work::Replay { entries, concurrency, latency, .. } => {
-                Ok(self.replay(root, *entries, *concurrency, servers.url(*latency))?.into())
+                Ok(self.replay(root, *entries, *concurrency, &servers.url(*latency)?)?.into())
             }
-            Work::Start => process::first_request(|url| self.command(&["replay", "--upstream", url], root)),
+            Work::ReplayBodies => {
+                let entries = self.replay(root, BODIES, 4, &servers.near()?)?;
+                Ok((entries * mebibytes(BODY)).into())
+            }
+            Work::EnqueueLarge => Ok(self.enqueue_file(root)?.into()),
+            Work::Trickle { entries } => {
+                Ok(self.tokio.block_on(long::trickle(self.builder(root), *entries))?.into())
+            }
+            Work::Long { entries, .. } => {
+                let ratio = long::enqueue(|root| self.builder(root), root, *entries);
+                Ok(self.tokio.block_on(ratio)?.into())
+            }
+            Work::Tick { .. } => Ok(self.tokio.block_on(long::tick(self.builder(root)))?.into()),
+            Work::Start | Work::First { .. } => {
+                let more = matches!(work, Work::First { waiting } if *waiting > 1);
+                process::first_request(|url| self.command(&["replay", "--upstream", url], root), more)
+            }
             Work::Idle => process::figure_of(&["--idle", &root.to_string_lossy()], &self.cache_dir),
             Work::SendLarge => {
                 process::peak_memory(self.command(&["send", "PUT", "/x", "--body", "-"], root), LARGE)
             }
             Work::ReplayLarge => {
-                let upstream = servers.near();
-                process::peak_memory(self.command(&["replay", "--upstream", upstream], root), 0)
+                let upstream = servers.near()?;
+                process::peak_memory(self.command(&["replay", "--upstream", &upstream], root), 0)
             }
         }
     }

@@ -7,17 +7,18 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use std::cell::RefCell;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::convert::Infallible;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Run;
-use crate::plan::LATENCY;
 
 /// Longer than anything that is started here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -53,25 +54,28 @@ impl Drop for Running {
 }
 
 /// The servers to replay to, in processes of their own: the original's where there is one, so that both sides
-/// face the same, else one of ours.
+/// face the same, else one of ours. Each is started when it is first asked for.
 pub struct Servers {
-    near: (Running, String),
-    far: (Running, String),
+    baseline: Option<PathBuf>,
+    running: RefCell<BTreeMap<Duration, (Running, String)>>,
 }
 
 impl Servers {
-    pub fn start(baseline: Option<&Path>) -> Result<Servers> {
-        Ok(Servers { near: server(baseline, Duration::ZERO)?, far: server(baseline, LATENCY)? })
+    pub fn new(baseline: Option<PathBuf>) -> Servers {
+        Servers { baseline, running: RefCell::default() }
     }
 
-    /// One that answers at once.
-    pub fn near(&self) -> &str {
-        &self.near.1
+    /// The URL of the one with this latency.
+    pub fn url(&self, latency: Duration) -> Result<String> {
+        match self.running.borrow_mut().entry(latency) {
+            Entry::Occupied(running) => Ok(running.get().1.clone()),
+            Entry::Vacant(none) => Ok(none.insert(server(self.baseline.as_deref(), latency)?).1.clone()),
+        }
     }
 
-    /// The one with this latency.
-    pub fn url(&self, latency: Duration) -> &str {
-        if latency.is_zero() { &self.near.1 } else { &self.far.1 }
+    /// The URL of one that answers at once.
+    pub fn near(&self) -> Result<String> {
+        self.url(Duration::ZERO)
     }
 }
 
@@ -134,8 +138,8 @@ async fn answer(request: Request<Incoming>, latency: Duration) -> Result<Respons
 }
 
 /// Milliseconds from the start of a process to the arrival of its first request, which has no body. The
-/// command is told where to send it.
-pub fn first_request(command: impl FnOnce(&str) -> Command) -> Result<Run> {
+/// command is told where to send it. Where it has `more` to send, the server is away after that.
+pub fn first_request(command: impl FnOnce(&str) -> Command, more: bool) -> Result<Run> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let mut command = command(&format!("http://{address}"));
@@ -161,7 +165,8 @@ pub fn first_request(command: impl FnOnce(&str) -> Command) -> Result<Run> {
     }
     let mut peak = None;
     let status = process.finish(|id| peak = peak_kib(&id.to_string()).or(peak))?;
-    ensure!(status.success(), "{command:?}: {status}");
+    // Then it is an error that something is left.
+    ensure!(status.success() || more, "{command:?}: {status}");
     let figure = arrival.duration_since(started).as_secs_f64() * 1000.0;
     Ok(Run { figure, peak: peak.map(|kib| kib / 1024.0) })
 }
@@ -218,6 +223,13 @@ pub fn threads(name: &str) -> Result<usize> {
         count += usize::from(found.trim_end() == name);
     }
     Ok(count)
+}
+
+/// Processor time of this process, in milliseconds.
+#[cfg(unix)]
+pub fn cpu_ms() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1_000.0 + time.tv_nsec as f64 / 1_000_000.0
 }
 
 /// What this program prints when it is started with these arguments.

@@ -8,7 +8,7 @@ pub struct Line {
     name: String,
     place: &'static str,
     unit: Unit,
-    target: Option<Target>,
+    targets: &'static [Target],
     rounds: Vec<Measured>,
 }
 
@@ -32,14 +32,15 @@ pub enum Who {
 
 /// What several rounds gave.
 #[derive(Clone, Copy)]
-struct Figures {
-    median: f64,
+pub struct Figures {
+    pub median: f64,
     least: f64,
     greatest: f64,
 }
 
 impl Figures {
-    fn of(rounds: &[f64]) -> Figures {
+    /// Of these rounds.
+    pub fn of(rounds: &[f64]) -> Figures {
         let mut sorted = rounds.to_vec();
         sorted.sort_by(f64::total_cmp);
         let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
@@ -79,7 +80,7 @@ impl Line {
     /// Nothing measured yet.
     pub fn new(row: &Row<'_>) -> Line {
         let (name, place) = (row.name.clone(), row.place.name);
-        Line { name, place, unit: row.unit, target: row.target, rounds: Vec::new() }
+        Line { name, place, unit: row.unit, targets: row.targets, rounds: Vec::new() }
     }
 
     /// Adds what one round gave.
@@ -107,27 +108,31 @@ impl Line {
         Some(self.of(Who::Ours)?.median / self.of(who)?.median)
     }
 
-    fn met(&self) -> Option<bool> {
-        match self.target? {
-            Target::Below(limit) => self.of(Who::Ours).map(|ours| ours.median < limit),
-            Target::TimesOriginal(times) => self.ratio(Who::Original).map(|ratio| ratio >= times),
+    /// Whether a target is met; none where it is not known.
+    fn met(&self, target: &Target) -> Option<bool> {
+        match target {
+            Target::Below(limit) => self.of(Who::Ours).map(|ours| ours.median < *limit),
+            Target::TimesOriginal(times) => self.ratio(Who::Original).map(|ratio| ratio >= *times),
+            Target::TimesFloor(times) => self.ratio(Who::Floor).map(|ratio| ratio >= *times),
         }
     }
 
-    fn target_text(&self) -> String {
-        match self.target {
-            None => String::new(),
-            Some(Target::Below(limit)) => format!("< {} {}", number(limit), self.unit.name()),
-            Some(Target::TimesOriginal(times)) => format!(">= {times:.1} x"),
+    fn target_text(&self, target: &Target) -> String {
+        match target {
+            Target::Below(limit) => format!("< {} {}", number(*limit), self.unit.name()),
+            Target::TimesOriginal(times) => format!(">= {times:.1} x original"),
+            Target::TimesFloor(times) => format!(">= {times:.1} x floor"),
         }
     }
 
     fn cells(&self) -> Vec<String> {
-        let met = match self.met() {
-            None => "",
+        let met = |target| match self.met(target) {
+            None => "-",
             Some(true) => "yes",
             Some(false) => "NO",
         };
+        let targets: Vec<String> = self.targets.iter().map(|target| self.target_text(target)).collect();
+        let met: Vec<&str> = self.targets.iter().map(met).collect();
         let text = |who| self.of(who).map_or_else(String::new, |figures| figures.text());
         let ratio = |who| self.ratio(who).map_or_else(String::new, |ratio| format!("{ratio:.2} x"));
         vec![
@@ -139,19 +144,20 @@ impl Line {
             ratio(Who::Original),
             text(Who::Floor),
             ratio(Who::Floor),
-            self.target_text(),
-            met.into(),
+            targets.join(", "),
+            met.join(", "),
             self.each(|round| round.cpu),
             self.each(|round| round.peak),
         ]
     }
 
     fn json(&self) -> Value {
-        let target = match self.target {
-            None => Value::Null,
-            Some(Target::Below(limit)) => json!({ "below": limit }),
-            Some(Target::TimesOriginal(times)) => json!({ "times_original": times }),
+        let target = |target| match target {
+            Target::Below(limit) => json!({ "below": limit, "met": self.met(&target) }),
+            Target::TimesOriginal(times) => json!({ "times_original": times, "met": self.met(&target) }),
+            Target::TimesFloor(times) => json!({ "times_floor": times, "met": self.met(&target) }),
         };
+        let targets: Vec<Value> = self.targets.iter().copied().map(target).collect();
         let figures = |who| {
             let all = |what: fn(&Measured) -> Option<f64>| self.all(who, what).map(|figures| figures.json());
             let mut of = all(|round| Some(round.figure))?;
@@ -165,7 +171,7 @@ impl Line {
             "work": self.name, "place": self.place, "unit": self.unit.name(),
             "ours": figures(Who::Ours), "original": figures(Who::Original), "floor": figures(Who::Floor),
             "ratio": self.ratio(Who::Original), "floor_ratio": self.ratio(Who::Floor),
-            "target": target, "met": self.met(),
+            "targets": targets,
         })
     }
 }
