@@ -1,5 +1,6 @@
-//! Putting a write on disk: staged, synced, then published by one rename.
+//! Putting a write on disk: staged, synced, then published by one rename, which is synced in turn.
 
+use crate::bindings::exports::zddc::outbox::queue::Write;
 use crate::bindings::types::Request;
 use crate::clock;
 use crate::config::Config;
@@ -27,30 +28,49 @@ pub enum Body<'a> {
     Stored(&'a Dir, &'a str),
 }
 
-/// Why a staged write was not published.
-enum Unpublished {
-    /// It never was in the queue.
-    Staged(Error),
-    /// It was, and was taken back, but which of both is durable is not known. Its files stay until the sweep: after
-    /// a power failure the name may be in the queue, and the entry must then be whole.
-    TakenBack(Error),
-}
-
-impl From<Error> for Unpublished {
-    fn from(error: Error) -> Unpublished {
-        Unpublished::Staged(error)
-    }
-}
-
-impl From<Fault> for Unpublished {
-    fn from(fault: Fault) -> Unpublished {
-        Unpublished::Staged(fault.into())
-    }
+/// An entry that is in the queue, which is not durable yet.
+struct Published {
+    id: EntryId,
+    /// Its name in `.staging`.
+    name: String,
 }
 
 /// Queues a write. On any error it is not in the queue, and nothing is left behind but, after a failed sync of the
 /// queue's directory, files for the sweep.
 pub fn enqueue(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) -> Result<EntryId> {
+    let published = publish(config, queue, request, body)?;
+    let id = published.id;
+    settle(queue, [published])?;
+    Ok(id)
+}
+
+/// Queues writes in this order, each by itself: one that is refused or fails does not keep the others out. They
+/// share the sync of the queue's directory.
+pub fn enqueue_batch(config: &Config, queue: &Queue, writes: &[Write]) -> Vec<Result<EntryId>> {
+    let publish = |write: &Write| publish(config, queue, &write.request, Body::Bytes(&write.body));
+    let published: Vec<Result<Published>> = writes.iter().map(publish).collect();
+    let ids: Vec<Result<EntryId>> =
+        published.iter().map(|done| done.as_ref().map(|done| done.id).map_err(Clone::clone)).collect();
+    match settle(queue, published.into_iter().flatten()) {
+        Ok(()) => ids,
+        Err(error) => ids.into_iter().map(|done| done.and(Err(error.clone()))).collect(),
+    }
+}
+
+/// Makes entries in the queue durable, or takes them out again: what is not acknowledged must not be sent either. Which
+/// of both is durable is not known then, so their files stay until the sweep: after a power failure a name may be in the
+/// queue, and the entry must then be whole.
+fn settle(queue: &Queue, published: impl IntoIterator<Item = Published>) -> Result<()> {
+    let Err(error) = queue.sync_dir() else { return Ok(()) };
+    for Published { id, name } in published {
+        let _ = queue.dir.rename(&id.to_string(), queue.staging()?, &name);
+    }
+    limits::forget();
+    Err(error)
+}
+
+/// Stages a write and moves it into the queue.
+fn publish(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) -> Result<Published> {
     request::check(request)?;
     let limits = match body {
         // It is in the outbox already.
@@ -61,22 +81,20 @@ pub fn enqueue(config: &Config, queue: &Queue, request: &Request, body: Body<'_>
     let staging = queue.staging()?;
     let name = hex::encode(get_random_bytes(8));
     staging.create_dir(&name)?;
-    let error = match stage(config, limits, room, queue, request, body, staging, &name) {
+    match stage(config, limits, room, queue, request, body, staging, &name) {
         Ok((id, size)) => {
             limits.queued(queue, size);
-            return Ok(id);
+            Ok(Published { id, name })
         }
-        Err(Unpublished::Staged(error)) => {
+        Err(error) => {
             // What cannot be removed now is swept later.
             let _ = staging.remove(&name);
-            error
+            if matches!(error, Error::Io(_)) {
+                limits::forget();
+            }
+            Err(error)
         }
-        Err(Unpublished::TakenBack(error)) => error,
-    };
-    if matches!(error, Error::Io(_)) {
-        limits::forget();
     }
-    Err(error)
 }
 
 #[expect(clippy::too_many_arguments, reason = "what is staged, where, and under which limits")]
@@ -89,7 +107,7 @@ fn stage(
     body: Body<'_>,
     staging: &Dir,
     name: &str,
-) -> Result<(EntryId, u64), Unpublished> {
+) -> Result<(EntryId, u64)> {
     let path = format!("{name}/{BODY}");
     let file = staging.create(&path)?;
     let longest = if matches!(body, Body::Stored(..)) { u64::MAX } else { config.max_body };
@@ -130,11 +148,6 @@ fn stage(
         staging.open(name)?.sync()?;
     }
     staging.rename(name, &queue.dir, &id.to_string())?;
-    if let Err(error) = queue.sync_dir() {
-        // Not acknowledged, so it must not be sent either.
-        let _ = queue.dir.rename(&id.to_string(), staging, name);
-        return Err(Unpublished::TakenBack(error));
-    }
     Ok((id, size))
 }
 

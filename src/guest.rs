@@ -1,13 +1,15 @@
 //! The component's exports: glue between the WIT and the modules.
 
 use crate::bindings::exports::wasi::cli::run::Guest as RunGuest;
-use crate::bindings::exports::zddc::outbox::queue::{Counts, Extent, Finding, Guest as QueueGuest, Keep};
+use crate::bindings::exports::zddc::outbox::queue::{
+    Counts, Extent, Finding, Guest as QueueGuest, Keep, Write,
+};
 use crate::bindings::exports::zddc::outbox::replayer::{
     Event, Guest as ReplayerGuest, GuestPass, Options, Pass as PassHandle, Report,
 };
 use crate::bindings::types::{Entry, EntryId as WitId, Item, Measure, Request};
 use crate::config::Config;
-use crate::enqueue::{Body, enqueue};
+use crate::enqueue::{Body, enqueue, enqueue_batch};
 use crate::id::EntryId;
 use crate::pass::Pass;
 use crate::queue::Queue;
@@ -56,6 +58,14 @@ impl QueueGuest for Guest {
     fn enqueue_bytes(request: Request, body: Vec<u8>) -> Result<WitId> {
         with_queue(|config, queue| enqueue(config, queue, &request, Body::Bytes(&body)))
             .map(|id| id.to_string())
+    }
+
+    fn enqueue_batch(writes: Vec<Write>) -> Result<Vec<Result<WitId>>> {
+        let done = with_queue(|config, queue| Ok(enqueue_batch(config, queue, &writes)))?;
+        if done.iter().any(|done| matches!(done, Err(Error::Io(_)))) {
+            OPENED.take();
+        }
+        Ok(done.into_iter().map(|done| done.map(|id| id.to_string())).collect())
     }
 
     fn pending(after: Option<WitId>, limit: u32) -> Result<Vec<Entry>> {

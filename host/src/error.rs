@@ -14,7 +14,7 @@ pub enum Measure {
 }
 
 /// Why a call failed. Displayed in lower case and without a full stop, to fit after "error: ".
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Error {
     /// A value cannot be used: what it is, the value, and what is wrong with it.

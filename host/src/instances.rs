@@ -1,7 +1,8 @@
 //! Instances for calls into the queue. A call takes an idle one, or a fresh one, and runs on the thread that
 //! asks for it: handing it to another thread and back would cost as much as queueing a small write. Calls
 //! that come together run side by side, each in its own instance on the same directory. That is how durable writes
-//! of many callers become fast: the file system makes those durable together that are synced at the same time.
+//! of many callers become fast: the file system makes those durable together that are synced at the same time
+//! ([`crate::gather`] does the rest).
 
 use crate::Error;
 use crate::recipe::Recipe;
@@ -10,11 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::Semaphore;
 
-/// Idle instances that are kept, of some 0.4 MiB each, and how many brief calls run side by side. More than 32 syncs at
-/// once brought nothing on the disks that were measured.
-const KEPT: usize = 32;
+/// Idle instances that are kept, of some 0.4 MiB each. More than 32 syncs at once brought nothing on the disks that were
+/// measured.
+pub(crate) const KEPT: usize = 32;
 
 /// How long instances are kept that nobody uses.
 const IDLE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(10) };
@@ -26,7 +26,6 @@ pub(crate) struct Instances(Arc<Inner>);
 struct Inner {
     recipe: Recipe,
     idle: Mutex<Vec<Instance>>,
-    brief: Semaphore,
     /// Goes up with each call.
     calls: AtomicU64,
     /// A task is waiting to let go of what is idle.
@@ -38,21 +37,9 @@ impl Instances {
         Instances(Arc::new(Inner {
             recipe,
             idle: Mutex::default(),
-            brief: Semaphore::new(KEPT),
             calls: AtomicU64::new(0),
             letting_go: AtomicBool::new(false),
         }))
-    }
-
-    /// Runs a job that is soon done, and waits for an instance that is kept rather than make one more: a fresh one must
-    /// look through the queue's names before it gives out its first id.
-    pub(crate) async fn call_briefly<T, F>(&self, job: F) -> Result<T, Error>
-    where
-        T: Send + 'static,
-        F: AsyncFnOnce(&mut Instance) -> Result<T, Error> + Send + 'static,
-    {
-        let _turn = self.0.brief.acquire().await.map_err(|_| Error::ShutDown)?;
-        self.call(job).await
     }
 
     /// Runs a job on an instance. Its file calls block the thread, which tokio is told.

@@ -24,6 +24,7 @@ mod credential;
 mod driver;
 mod egress;
 mod error;
+mod gather;
 mod instances;
 mod lease;
 mod model;

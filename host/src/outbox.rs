@@ -1,12 +1,12 @@
 //! The handle of an outbox.
 
 use crate::Error;
-use crate::bindings::Outbox as Component;
 use crate::bindings::exports::zddc::outbox::{queue as wit_queue, replayer};
 use crate::bindings::zddc::outbox::types as wit;
 use crate::body::{self, Body, Kind};
 use crate::builder::Builder;
 use crate::driver::{self, Driver};
+use crate::gather::Gather;
 use crate::instances::Instances;
 use crate::model::{Counts, Delivery, Entry, Event, Finding, Health, Item, Report, Resume, Usage};
 use crate::recipe::Recipe;
@@ -34,6 +34,7 @@ pub struct Outbox(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     recipe: Recipe,
     queue: Instances,
+    gather: Gather,
     replayer: Worker,
     pub(crate) events: Events,
     pub(crate) wake: Arc<Notify>,
@@ -105,6 +106,7 @@ impl Outbox {
     pub(crate) fn open(recipe: Recipe) -> Result<Outbox, Error> {
         Ok(Outbox(Arc::new(Inner {
             queue: Instances::new(recipe.clone()),
+            gather: Gather::new(),
             replayer: Worker::new("replay", recipe.clone()),
             recipe,
             events: Events::default(),
@@ -126,21 +128,11 @@ impl Outbox {
     pub async fn enqueue_write(&self, write: Write, body: Body) -> Result<String, Error> {
         let request: wit::Request = write.into();
         let id = match body.0 {
-            Kind::Bytes(bytes) => self.enqueue_bytes(request, bytes).await,
+            Kind::Bytes(bytes) => self.0.gather.enqueue(&self.0.queue, request, bytes).await,
             stream => self.enqueue_stream(request, stream).await,
         }?;
         self.0.wake.notify_one();
         Ok(id)
-    }
-
-    async fn enqueue_bytes(&self, request: wit::Request, body: Bytes) -> Result<String, Error> {
-        let job = async move |instance: &mut Instance| {
-            let call = async |exports: &Component, store: &mut wasmtime::Store<State>| {
-                exports.zddc_outbox_queue().call_enqueue_bytes(store, &request, &body).await
-            };
-            Ok(instance.guard(call).await??)
-        };
-        self.0.queue.call_briefly(job).await
     }
 
     async fn enqueue_stream(&self, request: wit::Request, stream: Kind) -> Result<String, Error> {

@@ -22,7 +22,11 @@ fn queue(entries: usize) -> impl Iterator<Item = What> {
 }
 
 fn queue_one(process: usize, uri: &'static str) -> What {
-    call(process, Does::Enqueue(Write { method: "PUT", uri, len: 1024, base: BaseWish::None, stream: None }))
+    call(process, Does::Enqueue(write(uri)))
+}
+
+fn write(uri: &'static str) -> Write {
+    Write { method: "PUT", uri, len: 1024, base: BaseWish::None, stream: None }
 }
 
 /// The costs of these, one after the other.
@@ -46,7 +50,9 @@ fn the_costs_of_queueing_and_replaying_are_as_in_the_book() {
     let enqueue = long[139];
     let replay =
         Cost { fuel: each(long[140].fuel, short[40].fuel), files: each(long[140].files, short[40].files) };
-    let found = [("enqueue", enqueue), ("replay", replay)];
+    let eight = || call(1, Does::Batch(["/a", "/b", "/c", "/d", "/e", "/f", "/g", "/h"].map(write).to_vec()));
+    let batch = costs(&guest, queue(1).chain([eight()]))[1];
+    let found = [("enqueue", enqueue), ("eight-in-a-batch", batch), ("replay", replay)];
     let lines: Vec<String> =
         found.iter().map(|(name, cost)| format!("{name} {} {}", cost.fuel, cost.files)).collect();
     let book: Vec<&str> = BOOK.lines().filter(|line| !line.starts_with('#')).collect();

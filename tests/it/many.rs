@@ -3,7 +3,7 @@
 use crate::cli::Cli;
 use crate::kit;
 use crate::upstream::Upstream;
-use outbox_host::Write;
+use outbox_host::{Error, Write};
 use std::collections::HashSet;
 
 #[tokio::test]
@@ -64,6 +64,63 @@ async fn many_callers_share_a_bounded_number_of_instances() {
     let notes = std::fs::read(root.path().join(kit::OUTBOX_DIR).join(".newest")).unwrap();
     let instances = notes.chunks(24).filter(|note| note[0].is_ascii_hexdigit()).count();
     assert!(instances <= 32, "{instances} instances were made for {CALLERS} callers");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_callers_each_is_told_what_became_of_its_own_write() {
+    const CALLERS: usize = 96;
+    let root = kit::root();
+    let outbox = kit::builder(root.path()).max_body(2_000).open().unwrap();
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..CALLERS {
+        let outbox = outbox.clone();
+        callers.spawn(async move {
+            let (uri, len) = match caller % 3 {
+                0 => (format!("/{caller}"), 10),
+                1 => (format!("//{caller}"), 10),
+                _ => (format!("/{caller}"), 2_001),
+            };
+            (uri.clone(), len, outbox.enqueue_write(Write::new("PUT", uri), vec![b'x'; len].into()).await)
+        });
+    }
+    let mut queued = Vec::new();
+    for (uri, len, result) in callers.join_all().await {
+        match result {
+            Ok(id) => queued.push((id, uri)),
+            Err(Error::Invalid { value, .. }) => assert_eq!((value, &uri[..2]), (uri.clone(), "//")),
+            Err(Error::BodyTooLarge(2_000)) => assert_eq!(len, 2_001),
+            Err(error) => panic!("{uri}: {error}"),
+        }
+    }
+    queued.sort();
+    let pending = outbox.pending(None, u32::MAX).await.unwrap();
+    assert_eq!(pending.into_iter().map(|entry| (entry.id, entry.raw_uri)).collect::<Vec<_>>(), queued);
+    assert_eq!(queued.len(), CALLERS / 3);
+    assert_eq!(std::fs::read_dir(root.path().join(kit::OUTBOX_DIR).join(".staging")).unwrap().count(), 0);
+}
+
+/// On a runtime with one thread, calls run on others, and a caller may go while its write waits.
+#[tokio::test]
+async fn a_caller_that_goes_away_keeps_no_other_from_its_answer() {
+    const CALLERS: usize = 96;
+    let root = kit::root();
+    let outbox = kit::builder(root.path()).open().unwrap();
+    let mut callers = tokio::task::JoinSet::new();
+    let mut fickle = tokio::task::JoinSet::new();
+    for caller in 0..CALLERS {
+        let outbox = outbox.clone();
+        let work =
+            async move { outbox.enqueue_write(Write::new("PUT", format!("/{caller}")), "x".into()).await };
+        if caller % 2 == 0 {
+            callers.spawn(work)
+        } else {
+            fickle.spawn(work)
+        };
+    }
+    tokio::task::yield_now().await;
+    fickle.abort_all();
+    let stayed = kit::soon("those that stayed", callers.join_all()).await;
+    assert_eq!(stayed.into_iter().filter(Result::is_ok).count(), CALLERS / 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -93,6 +93,8 @@ pub struct Call {
 pub enum Does {
     /// Queues a write.
     Enqueue(Write),
+    /// Queues writes whose bodies are at hand, in one call.
+    Batch(Vec<Write>),
     /// Makes a pass.
     Replay {
         /// At once.
@@ -212,6 +214,7 @@ impl Plan {
                         .find(|path| peer.is_strong(path))
                 })
                 .flatten(),
+            batches: matches!(seed % 16, 2 | 12),
         };
         let count = rng.range(4, 14);
         let steps = (0..count).map(|_| Step { salt: rng.word(), what: theme.what(&mut rng) }).collect();
@@ -232,6 +235,8 @@ struct Theme {
     /// Edits of one resource that has strong ETags, on top of each other, and passes that die. By the seed alone,
     /// so that other seeds keep their plans.
     chain: Option<&'static str>,
+    /// Writes come in batches. By the seed alone, too.
+    batches: bool,
 }
 
 impl Theme {
@@ -273,6 +278,10 @@ impl Theme {
         let count = if self.together && rng.percent(60) { rng.range(2, 3) as usize } else { 1 };
         for process in 0..count {
             let does = match rng.below(100) {
+                0..45 if self.batches => {
+                    let count = rng.range(1, 4);
+                    Does::Batch((0..count).map(|_| Write { stream: None, ..self.write(rng) }).collect())
+                }
                 0..45 => Does::Enqueue(self.write(rng)),
                 45..80 => Does::Replay {
                     wake: rng.percent(50),

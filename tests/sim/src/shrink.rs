@@ -3,7 +3,7 @@
 
 use crate::guest::Guest;
 use crate::mood::Mood;
-use crate::plan::{BaseWish, Call, Does, Plan, What};
+use crate::plan::{BaseWish, Call, Does, Plan, What, Write};
 use crate::run::run;
 
 /// Runs that shrinking may cost.
@@ -103,7 +103,7 @@ impl Shrinker<'_> {
                 edit(self, &|plan| take_call_out(&mut plan.steps[step].what, call));
             }
             for call in 0..count(&self.best) {
-                for change in [shorter, plainer, at_hand] {
+                for change in [shorter, plainer, at_hand, fewer] {
                     edit(self, &|plan| {
                         if let What::Calls { calls, .. } = &mut plan.steps[step].what {
                             change(&mut calls[call]);
@@ -129,20 +129,37 @@ fn take_call_out(what: &mut What, call: usize) {
 }
 
 fn shorter(call: &mut Call) {
-    if let Does::Enqueue(write) = &mut call.does {
+    for write in writes(call) {
         write.len = write.len.min(9);
     }
 }
 
 fn plainer(call: &mut Call) {
-    if let Does::Enqueue(write) = &mut call.does {
+    for write in writes(call) {
         write.base = BaseWish::None;
         write.method = "PUT";
     }
 }
 
 fn at_hand(call: &mut Call) {
-    if let Does::Enqueue(write) = &mut call.does {
+    for write in writes(call) {
         write.stream = None;
+    }
+}
+
+fn writes(call: &mut Call) -> &mut [Write] {
+    match &mut call.does {
+        Does::Enqueue(write) => std::slice::from_mut(write),
+        Does::Batch(writes) => writes,
+        _ => &mut [],
+    }
+}
+
+/// A batch without its last write.
+fn fewer(call: &mut Call) {
+    if let Does::Batch(writes) = &mut call.does
+        && writes.len() > 1
+    {
+        writes.pop();
     }
 }
