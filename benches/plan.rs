@@ -204,13 +204,6 @@ pub fn rows<'a>(scale: &Scale, places: &'a [Place], filters: &[String]) -> Vec<R
         &[Below(2.0)],
         Work::Trickle { entries: scale.replayed },
     );
-    add(
-        "enqueue 256 MiB, fsync (floor: cp)",
-        &disk,
-        Unit::MebibytesPerSecond,
-        &[TimesFloor(0.8)],
-        Work::EnqueueLarge,
-    );
     for waiting in depths() {
         let name = format!("enqueue 1 KiB, {waiting} waiting, against none");
         add(&name, &memory, Unit::Times, &[Below(1.2)], Work::Long { entries: scale.replayed, waiting });
@@ -238,6 +231,14 @@ pub fn rows<'a>(scale: &Scale, places: &'a [Place], filters: &[String]) -> Vec<R
         rate,
         &[TimesOriginal(50.0)],
         far(scale.far_many, 64),
+    );
+    // Disks are slower for a while after this.
+    add(
+        "enqueue 256 MiB, fsync (floor: cp)",
+        &disk,
+        Unit::MebibytesPerSecond,
+        &[TimesFloor(0.8)],
+        Work::EnqueueLarge,
     );
     add("replay ten of 64 MiB", &both, Unit::MebibytesPerSecond, &[TimesFloor(0.8)], Work::ReplayBodies);
     if process::can_tell_memory() {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use crate::Run;
 
 /// Longer than anything that is started here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A process that ends with this value.
 struct Running(Child);

@@ -249,7 +249,7 @@ impl Ahead {
     fn refresh(&mut self, queue: &Queue) -> u64 {
         let now = monotonic_clock::now();
         if self.listing_took <= CHEAP {
-            self.noted = enqueue::noted(&enqueue::notes(queue)).collect();
+            self.noted = enqueue::noted(&enqueue::notes(queue).unwrap_or_default()).collect();
             self.latest = self.latest.max(self.noted.iter().max().copied());
         }
         let pause = self.listing_took.saturating_mul(LISTING_SHARE).max(LISTING_PAUSE);

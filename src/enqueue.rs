@@ -206,9 +206,11 @@ fn next_chunk(stream: &InputStream) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// What writers have noted, for [`noted`]; nothing where it cannot be read.
-pub fn notes(queue: &Queue) -> Vec<u8> {
-    queue.newest().and_then(|file| file.read_all(layout::NOTES_LEN).ok()).unwrap_or_default()
+/// What writers have noted, for [`noted`]; nothing where something else is in the file's place.
+pub fn notes(queue: &Queue) -> Result<Vec<u8>> {
+    let Some(file) = queue.newest()? else { return Ok(Vec::new()) };
+    let fault = |code| Fault { doing: format!("cannot read {}", layout::NEWEST), code };
+    Ok(file.read_all(layout::NOTES_LEN).map_err(fault)?)
 }
 
 /// The last ids that were given out, one a writer.
@@ -249,7 +251,8 @@ pub fn forward(now: SystemTime) -> u64 {
 /// directory's time would not do: whatever changes in there after the clock went back hides that a later id was given out.)
 fn next_id(queue: &Queue, boot: Option<&str>, now: SystemTime) -> Result<EntryId> {
     let now = forward(now);
-    let notes = notes(queue);
+    // An id without a note is not given out: who comes later believes the notes.
+    let notes = notes(queue)?;
     let noted = noted(&notes).max();
     let mut newest = NEWEST.get().max(noted);
     let mark = || boot.map(|boot| format!("boot {:018x}\n", xxh3_64(boot.as_bytes())));
@@ -266,7 +269,7 @@ fn next_id(queue: &Queue, boot: Option<&str>, now: SystemTime) -> Result<EntryId
     // The first is the mark's.
     let place = PLACE.with(|place| *place.get_or_init(|| 1 + get_random_u64() % (layout::NOTE_PLACES - 1)));
     // Not synced: after a power failure somebody looks through the names before anything else is believed.
-    if let Some(file) = queue.newest() {
+    if let Some(file) = queue.newest()? {
         let doing = || format!("cannot write {}", layout::NEWEST);
         file.write(format!("{id}\n").as_bytes(), place * layout::NOTE_LEN as u64)
             .map_err(|code| Fault { doing: doing(), code })?;

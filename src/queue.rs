@@ -248,15 +248,23 @@ impl Queue {
     }
 
     /// `.newest`, open for reading and writing; none where something else is in its place.
-    pub fn newest(&self) -> Option<&File> {
+    pub fn newest(&self) -> Result<Option<&File>> {
         if let Some(file) = self.newest.get() {
-            return Some(file);
+            return Ok(Some(file));
         }
-        let opened = self.dir.open_or_create_file(layout::NEWEST).ok()?;
-        if opened.stat().ok()?.size < layout::NOTES_LEN {
-            opened.write(b"\n", layout::NOTES_LEN - 1).ok()?;
+        let opened = match self.dir.open_or_create_file(layout::NEWEST) {
+            Err(fault) if matches!(fault.code, ErrorCode::IsDirectory | ErrorCode::Loop) => return Ok(None),
+            opened => opened?,
+        };
+        let fault = |code| Fault { doing: format!("cannot prepare {}", layout::NEWEST), code };
+        let stat = opened.stat().map_err(fault)?;
+        if stat.type_ != DescriptorType::RegularFile {
+            return Ok(None);
         }
-        Some(self.newest.get_or_init(|| opened))
+        if stat.size < layout::NOTES_LEN {
+            opened.write(b"\n", layout::NOTES_LEN - 1).map_err(fault)?;
+        }
+        Ok(Some(self.newest.get_or_init(|| opened)))
     }
 
     /// Removes from `.staging` what has left the queue, and what a crash left of what was to enter it.

@@ -101,6 +101,8 @@ impl Errand {
             Error::Io(_) if world.jumped && matches!(does, Does::Enqueue(_) | Does::Batch(_)) => true,
             Error::Io(_) => world.faulted || world.failed_syncs > 0,
             Error::BodyFailed(_) => broken,
+            // Those before it in a batch counted, and may have been taken out again when their sync failed.
+            Error::QueueFull(_) if matches!(does, Does::Batch(_)) && world.failed_syncs > 0 => true,
             Error::QueueFull(_) => self.full(&world),
             // What is picked may be damaged, or have gone meanwhile, or have no validator.
             Error::NoSuchEntry(_) | Error::WrongPlace(_) | Error::NoValidator(_) => true,
