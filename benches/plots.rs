@@ -104,18 +104,26 @@ fn paint(
     let all = || curves.iter().flat_map(|(_, points)| points);
     let fold = |of: fn(&(f64, f64)) -> f64, pick: fn(f64, f64) -> f64, first| all().map(of).fold(first, pick);
     let xs = fold(|p| p.0, f64::min, f64::MAX)..fold(|p| p.0, f64::max, 1.0);
-    let top = fold(|p| p.1, f64::max, 1.0) * 1.1;
+    // With room for the legend above.
+    let top = fold(|p| p.1, f64::max, 1.0) * 1.35;
     let bottom = fold(|p| p.1, f64::min, top) / 2.0;
     let area = SVGBackend::new(path, (720, 420)).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area);
-    chart.caption(plot.title, ("sans-serif", 18)).margin(12).x_label_area_size(40).y_label_area_size(70);
+    chart
+        .caption(plot.title, ("sans-serif", 18))
+        .margin(12)
+        .margin_right(28)
+        .x_label_area_size(40)
+        .y_label_area_size(70);
     // Both kinds of axis have types of their own.
     macro_rules! curves_in {
         ($ys:expr) => {{
             let mut chart = chart.build_cartesian_2d(xs.log_scale(), $ys)?;
             let mut mesh = chart.configure_mesh();
-            mesh.x_desc(plot.x).y_desc("entries a second").light_line_style(WHITE).draw()?;
+            mesh.x_desc(plot.x).y_desc("entries a second").max_light_lines(0);
+            mesh.x_label_formatter(&|x| format!("{x:.0}")).y_label_formatter(&|y| format!("{y:.0}"));
+            mesh.draw()?;
             for (who, points) in curves {
                 let (name, color) = look(*who);
                 let style = color.stroke_width(2);
@@ -124,7 +132,12 @@ fn paint(
                     .label(name)
                     .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], style));
             }
-            chart.configure_series_labels().background_style(WHITE).border_style(BLACK.mix(0.3)).draw()?;
+            let mut legend = chart.configure_series_labels();
+            let corner = match plot.steep {
+                true => SeriesLabelPosition::LowerLeft,
+                false => SeriesLabelPosition::UpperRight,
+            };
+            legend.position(corner).background_style(WHITE).border_style(BLACK.mix(0.3)).draw()?;
         }};
     }
     match plot.steep {
