@@ -42,8 +42,8 @@ pub fn expand_compact(stamp: &str) -> Option<String> {
     let (year, month, day) = (part(0, 4)?, part(4, 2)?, part(6, 2)?);
     let (hour, minute, second) = (part(9, 2)?, part(11, 2)?, part(13, 2)?);
     let text = format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z");
-    let at = SystemTime::from(OffsetDateTime::parse(&text, &Rfc3339).ok()?);
-    stamp.starts_with(&compact(at)).then_some(text)
+    OffsetDateTime::parse(&text, &Rfc3339).ok()?;
+    stamp.starts_with(&text.replace(['-', ':'], "")).then_some(text)
 }
 
 /// Reads RFC 3339 with any offset and fraction. Go's zero time, which its `omitempty` does not omit, is
@@ -82,6 +82,17 @@ mod tests {
         assert_eq!(compact(at), "20240501T080000Z");
         assert_eq!(rfc3339(at), "2024-05-01T08:00:00Z");
         assert_eq!(expand_compact("20240501T080000Z-ab12").as_deref(), Some("2024-05-01T08:00:00Z"));
+        assert_eq!(expand_compact("10661014T090000Z").as_deref(), Some("1066-10-14T09:00:00Z"));
+        for none in [
+            "",
+            "20240501T080000",
+            "20240501X080000Z",
+            "20240532T080000Z",
+            "2024-501T080000Z",
+            "ä0240501T080000Z",
+        ] {
+            assert_eq!(expand_compact(none), None, "{none}");
+        }
     }
 
     #[test]
