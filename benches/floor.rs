@@ -2,7 +2,7 @@
 //! read, renamed and deleted in the component's order, and requests go out over bare connections. What is
 //! between this and ours is the price of the sandbox and of everything that the outbox promises.
 
-use crate::ours::{SOURCE, mebibytes, noise};
+use crate::ours::{SOURCE, make_source, mebibytes, noise};
 use crate::plan::{BODIES, BODY, LARGE, SMALL, Work};
 use crate::process::Servers;
 use crate::{Run, Side};
@@ -240,10 +240,7 @@ impl Side for Floor {
             Work::Replay { entries, .. } => {
                 enqueue(root, *entries, 1, false)?;
             }
-            Work::EnqueueLarge => {
-                std::fs::create_dir(root)?;
-                std::io::copy(&mut noise(LARGE), &mut std::fs::File::create(root.join(SOURCE))?)?;
-            }
+            Work::EnqueueLarge => make_source(root)?,
             Work::ReplayBodies => {
                 enqueue(root, BODIES, 1, false)?;
                 for entry in read_dir(root.join(".zddc-outbox"))? {

@@ -99,6 +99,13 @@ impl Ours {
     }
 }
 
+/// Makes a root with [`SOURCE`] in it.
+pub fn make_source(root: &Path) -> Result<()> {
+    std::fs::create_dir(root)?;
+    std::io::copy(&mut noise(LARGE), &mut File::create(root.join(SOURCE))?)?;
+    Ok(())
+}
+
 pub fn noise(len: u64) -> impl Read + Send {
     std::io::repeat(b'x').take(len)
 }
@@ -123,10 +130,7 @@ impl Side for Ours {
             Work::Long { waiting, .. } | Work::First { waiting } | Work::Tick { waiting } => {
                 self.tokio.block_on(long::fill(self.builder(root), root, *waiting))?;
             }
-            Work::EnqueueLarge => {
-                std::fs::create_dir(root)?;
-                std::io::copy(&mut noise(LARGE), &mut File::create(root.join(SOURCE))?)?;
-            }
+            Work::EnqueueLarge => make_source(root)?,
             Work::ReplayBodies => {
                 for n in 0..BODIES {
                     self.queue_one(root, Write::new("PUT", format!("/x/{n}")), Body::reader(noise(BODY)))?;

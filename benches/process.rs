@@ -225,11 +225,15 @@ pub fn threads(name: &str) -> Result<usize> {
     Ok(count)
 }
 
-/// Processor time of this process, in milliseconds.
-#[cfg(unix)]
+/// Processor time of this process, in milliseconds; no number where the system does not tell.
 pub fn cpu_ms() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 * 1_000.0 + time.tv_nsec as f64 / 1_000_000.0
+    #[cfg(unix)]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        time.tv_sec as f64 * 1_000.0 + time.tv_nsec as f64 / 1_000_000.0
+    }
+    #[cfg(not(unix))]
+    f64::NAN
 }
 
 /// What this program prints when it is started with these arguments.
