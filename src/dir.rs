@@ -59,7 +59,8 @@ fn at<'a>(doing: &'a str, path: &'a str) -> impl FnOnce(ErrorCode) -> Fault + 'a
     move |code| Fault { doing: format!("cannot {doing} {path}"), code }
 }
 
-fn is_file(path: &str, stat: &DescriptorStat) -> Result<()> {
+/// Refuses what is no file.
+fn require_file(path: &str, stat: &DescriptorStat) -> Result<()> {
     let code = match stat.type_ {
         DescriptorType::RegularFile => return Ok(()),
         DescriptorType::SymbolicLink => ErrorCode::Loop,
@@ -128,20 +129,17 @@ impl Dir {
     /// deadline ends that. Where only reading is allowed, a look comes first.
     pub fn open_file(&self, path: &str) -> Result<(File, u64)> {
         let open = |flags| self.0.open_at(PathFlags::empty(), path, OpenFlags::empty(), flags).map(File);
-        let (file, stat) = match open(DescriptorFlags::READ | DescriptorFlags::WRITE) {
-            Ok(file) => {
-                let stat = file.stat().map_err(at("look at", path))?;
-                (Ok(file), stat)
+        let file = match open(DescriptorFlags::READ | DescriptorFlags::WRITE) {
+            Err(code) if code != ErrorCode::NoEntry => {
+                require_file(path, &self.0.stat_at(PathFlags::empty(), path).map_err(at("open", path))?)?;
+                open(DescriptorFlags::READ)
             }
-            Err(ErrorCode::NoEntry) => return Err(at("open", path)(ErrorCode::NoEntry)),
-            Err(_) => {
-                let stat = self.0.stat_at(PathFlags::empty(), path).map_err(at("open", path))?;
-                is_file(path, &stat)?;
-                (open(DescriptorFlags::READ), stat)
-            }
+            opened => opened,
         };
-        is_file(path, &stat)?;
-        Ok((file.map_err(at("open", path))?, stat.size))
+        let file = file.map_err(at("open", path))?;
+        let stat = file.stat().map_err(at("look at", path))?;
+        require_file(path, &stat)?;
+        Ok((file, stat.size))
     }
 
     /// Opens a file for reading and writing, making it where it is missing.
