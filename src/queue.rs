@@ -175,7 +175,7 @@ impl Queue {
     pub fn save_state(&self, id: EntryId, state: &State) -> Result<()> {
         let staging = self.staging()?;
         // Under a name of its own: a pass and an operator may write the same entry's at once.
-        let new = hex::encode(get_random_bytes(8));
+        let new = format!("{id}.{}", hex::encode(get_random_bytes(8)));
         let replaced = staging
             .write(&new, &to_json(state), self.sync)
             .and_then(|()| staging.rename(&new, &self.dir, &format!("{id}/{STATE}")));

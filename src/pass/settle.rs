@@ -219,13 +219,15 @@ impl Pass {
         about: Option<&Reply>,
         mut detail: Option<String>,
     ) -> Settled {
-        if self.hand_on(entry, validator, about) && *validator == Validator::Unknown {
+        let continued = self.hand_on(entry, validator, about);
+        if continued && *validator == Validator::Unknown {
             self.report.unprotected += 1;
             let note =
                 "unprotected: the server names no version, so the next edit goes without a precondition";
             detail = Some(detail.map_or_else(|| note.into(), |detail| format!("{detail}; {note}")));
         }
-        if *validator != Validator::Unknown {
+        // Going without a precondition is remembered only where it was said.
+        if continued || *validator != Validator::Unknown {
             chain::remember(entry, validator, self.ahead.as_ref().and_then(Ahead::latest));
         }
         self.remove(entry, Outcome::Delivered, detail)
