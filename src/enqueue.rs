@@ -4,21 +4,23 @@ use crate::bindings::exports::zddc::outbox::queue::Write;
 use crate::bindings::types::Request;
 use crate::clock;
 use crate::config::Config;
-use crate::dir::{CHUNK, Dir, Fault};
+use crate::dir::{CHUNK, Dir, ErrorCode, Fault, File};
 use crate::id::EntryId;
 use crate::layout::{self, BODY, META, Name};
 use crate::limits::{self, Limits};
 use crate::meta::Meta;
 use crate::queue::Queue;
+use crate::staged::Staged;
 use crate::{Error, Result, request};
 use std::cell::{Cell, OnceCell};
 use std::time::SystemTime;
 use wasi::clocks::monotonic_clock;
 use wasi::io::streams::{InputStream, StreamError};
-use wasi::random::random::{get_random_bytes, get_random_u64};
+use wasi::random::random::get_random_u64;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 /// Where a body comes from.
+#[derive(Clone, Copy)]
 pub enum Body<'a> {
     /// A stream, read to its end.
     Stream(&'a InputStream),
@@ -79,16 +81,39 @@ fn publish(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) ->
     };
     let room = limits.admit(queue, limits::entry_size(0, 1))?;
     let staging = queue.staging()?;
-    let name = hex::encode(get_random_bytes(8));
-    staging.create_dir(&name)?;
-    match stage(config, limits, room, queue, request, body, staging, &name) {
+    if let Body::Bytes(_) = body
+        && let Some(ready) = queue.ahead.take()
+    {
+        match fill(config, limits, room, queue, request, body, ready) {
+            // It was made a while ago: somebody may have removed it since.
+            Err(Error::Io(_)) => {}
+            // What may never be used is in the way.
+            Err(Error::NoSpace) => _ = queue.ahead.prepare(queue, 0),
+            done => return done,
+        }
+    }
+    fill(config, limits, room, queue, request, body, Staged::create(staging)?)
+}
+
+/// Puts a write into its place, and that into the queue.
+fn fill(
+    config: &Config,
+    limits: Limits,
+    room: u64,
+    queue: &Queue,
+    request: &Request,
+    body: Body<'_>,
+    staged: Staged,
+) -> Result<Published> {
+    let name = staged.name.clone();
+    match stage(config, limits, room, queue, request, body, staged) {
         Ok((id, size)) => {
             limits.queued(queue, size);
             Ok(Published { id, name })
         }
         Err(error) => {
             // What cannot be removed now is swept later.
-            let _ = staging.remove(&name);
+            let _ = queue.staging()?.remove(&name);
             if matches!(error, Error::Io(_)) {
                 limits::forget();
             }
@@ -97,7 +122,6 @@ fn publish(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) ->
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "what is staged, where, and under which limits")]
 fn stage(
     config: &Config,
     limits: Limits,
@@ -105,13 +129,11 @@ fn stage(
     queue: &Queue,
     request: &Request,
     body: Body<'_>,
-    staging: &Dir,
-    name: &str,
+    staged: Staged,
 ) -> Result<(EntryId, u64)> {
-    let path = format!("{name}/{BODY}");
-    let file = staging.create(&path)?;
+    let Staged { name, body: file, meta: record } = staged;
     let longest = if matches!(body, Body::Stored(..)) { u64::MAX } else { config.max_body };
-    let mut writer = Writer { file, path: &path, len: 0, longest, room, hash: Box::new(Xxh3::new()) };
+    let mut writer = Writer { file, name: &name, len: 0, longest, room, hash: Box::new(Xxh3::new()) };
     let admit = |len| limits.admit(queue, limits::entry_size(len, 1));
     match body {
         Body::Bytes(bytes) => writer.write(bytes, admit)?,
@@ -143,18 +165,26 @@ fn stage(
     let size = limits::entry_size(len, meta.len() as u64);
     // Others may have queued something meanwhile.
     limits.admit(queue, size)?;
-    staging.write(&format!("{name}/{META}"), &meta, queue.sync)?;
+    let fault = |doing: &str, code| Fault { doing: format!("cannot {doing} {name}/{META}"), code };
+    record.write(&meta, 0).map_err(|code| fault("write", code))?;
     if queue.sync {
-        staging.open(name)?.sync()?;
+        record.sync().map_err(|code| fault("sync", code))?;
     }
-    staging.rename(name, &queue.dir, &id.to_string())?;
+    // Some systems do not rename a directory in which a file is open.
+    drop(record);
+    let staging = queue.staging()?;
+    if queue.sync {
+        staging.open(&name)?.sync()?;
+    }
+    staging.rename(&name, &queue.dir, &id.to_string())?;
     Ok((id, size))
 }
 
 /// Writes body.bin, counting and hashing.
 struct Writer<'a> {
-    file: crate::dir::File,
-    path: &'a str,
+    file: File,
+    /// Its directory.
+    name: &'a str,
     len: u64,
     /// Bytes that a body may have.
     longest: u64,
@@ -186,8 +216,8 @@ impl Writer<'_> {
         Ok((self.len, digest(&self.hash)))
     }
 
-    fn fault(&self, doing: &str, code: crate::dir::ErrorCode) -> Fault {
-        Fault { doing: format!("cannot {doing} {}", self.path), code }
+    fn fault(&self, doing: &str, code: ErrorCode) -> Fault {
+        Fault { doing: format!("cannot {doing} {}/{BODY}", self.name), code }
     }
 }
 

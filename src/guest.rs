@@ -68,6 +68,10 @@ impl QueueGuest for Guest {
         Ok(done.into_iter().map(|done| done.map(|id| id.to_string())).collect())
     }
 
+    fn stage_ahead(count: u32) -> Result<u32> {
+        with_queue(|_, queue| queue.ahead.prepare(queue, count))
+    }
+
     fn pending(after: Option<WitId>, limit: u32) -> Result<Vec<Entry>> {
         let after = match after {
             Some(text) => Some(EntryId::parse(&text).ok_or(Error::NoSuchEntry(text))?),

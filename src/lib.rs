@@ -11,7 +11,7 @@
 //! | [`id`], [`meta`], [`state`] | an entry's name, what to send, what happened so far |
 //! | [`request`] | what may be queued |
 //! | [`dir`] | files and directories over `wasi:filesystem` |
-//! | [`queue`], [`enqueue`], [`quarantine`], [`response`], [`verify`] | the queue on disk and what is done to it |
+//! | [`queue`], [`enqueue`], [`staged`], [`quarantine`], [`response`], [`verify`] | the queue on disk and what is done to it |
 //! | [`limits`], [`lease`] | how much may be kept; who may replay where there is no lock |
 //! | [`upstream`], [`headers`], [`exchange`] | where requests go; what they say; one request and its reply |
 //! | [`outcome`], [`backoff`] | what a reply means; when to try again |
@@ -49,6 +49,7 @@ pub mod removal;
 pub mod request;
 pub mod response;
 pub mod schedule;
+pub mod staged;
 pub mod state;
 pub mod upstream;
 pub mod verify;

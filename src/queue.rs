@@ -13,6 +13,7 @@ use crate::layout::{
 };
 use crate::meta::{Meta, Unusable, to_json};
 use crate::precondition::{Base, Validator};
+use crate::staged::Ahead;
 use crate::state::State;
 use crate::{Error, Result};
 use std::cell::OnceCell;
@@ -29,6 +30,8 @@ pub struct Queue {
     pub dir: Dir,
     /// Whether writes are synced.
     pub sync: bool,
+    /// What is staged ahead.
+    pub ahead: Ahead,
     staging: OnceCell<Dir>,
     newest: OnceCell<File>,
 }
@@ -83,7 +86,14 @@ impl Queue {
             }
             opened => opened?,
         };
-        Ok(Queue { root, dir, sync: config.sync, staging: OnceCell::new(), newest: OnceCell::new() })
+        Ok(Queue {
+            root,
+            dir,
+            sync: config.sync,
+            ahead: Ahead::default(),
+            staging: OnceCell::new(),
+            newest: OnceCell::new(),
+        })
     }
 
     /// Calls `each` with every name in the queue's directory.

@@ -6,6 +6,7 @@ use crate::Error;
 use crate::bindings::exports::zddc::outbox::queue::Write;
 use crate::bindings::zddc::outbox::types::Request;
 use crate::instances::{Instances, KEPT};
+use crate::pace::Pace;
 use crate::sandbox::Instance;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -27,6 +28,7 @@ pub(crate) struct Gather {
     waiting: Mutex<VecDeque<Waiting>>,
     /// Those that have no answer yet.
     callers: AtomicUsize,
+    pace: Pace,
 }
 
 /// A write whose caller waits for its turn, or for somebody who takes it along.
@@ -53,7 +55,12 @@ impl Drop for Caller<'_> {
 
 impl Gather {
     pub(crate) fn new() -> Gather {
-        Gather { turns: Semaphore::new(KEPT), waiting: Mutex::default(), callers: AtomicUsize::new(0) }
+        Gather {
+            turns: Semaphore::new(KEPT),
+            waiting: Mutex::default(),
+            callers: AtomicUsize::new(0),
+            pace: Pace::default(),
+        }
     }
 
     /// Queues a write; its id.
@@ -66,10 +73,13 @@ impl Gather {
         let _caller = Caller::new(&self.callers);
         if body.len() > SMALL {
             let _turn = self.turns.acquire().await.map_err(|_| Error::ShutDown)?;
-            return alone(queue, request, body).await;
+            return alone(queue, request, body, false).await;
         }
         if let Ok(_turn) = self.turns.try_acquire() {
-            return alone(queue, request, body).await;
+            let quick = self.pace.is_quick() && self.callers.load(Ordering::Relaxed) == 1;
+            let queued = alone(queue, request, body, quick).await;
+            self.pace.note(queued.is_ok());
+            return queued;
         }
         let (answer, mut answered) = oneshot::channel();
         self.waiting().push_back(Waiting { write: Write { request, body: body.into() }, answer });
@@ -110,12 +120,16 @@ impl Gather {
     }
 }
 
-async fn alone(queue: &Instances, request: Request, body: Bytes) -> Result<String, Error> {
+/// Queues one. With `quick`, others come soon.
+async fn alone(queue: &Instances, request: Request, body: Bytes, quick: bool) -> Result<String, Error> {
     let job = async move |instance: &mut Instance| {
         let call = instance.guard(async |exports, store| {
             exports.zddc_outbox_queue().call_enqueue_bytes(store, &request, &body).await
         });
-        Ok(call.await??)
+        let id = call.await??;
+        instance.staged = instance.staged.saturating_sub(1);
+        instance.wants_staging = quick && instance.staged == 0;
+        Ok(id)
     };
     queue.call(job).await
 }

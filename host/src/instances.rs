@@ -5,12 +5,14 @@
 //! ([`crate::gather`] does the rest).
 
 use crate::Error;
+use crate::pace::PLACES;
 use crate::recipe::Recipe;
 use crate::sandbox::Instance;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::JoinHandle;
 
 /// Idle instances that are kept, of some 0.4 MiB each. More than 32 syncs at once brought nothing on the disks that were
 /// measured.
@@ -30,6 +32,8 @@ struct Inner {
     calls: AtomicU64,
     /// A task is waiting to let go of what is idle.
     letting_go: AtomicBool,
+    /// Stages places ahead in some instance, or removes them.
+    staging: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Instances {
@@ -39,6 +43,7 @@ impl Instances {
             idle: Mutex::default(),
             calls: AtomicU64::new(0),
             letting_go: AtomicBool::new(false),
+            staging: Mutex::default(),
         }))
     }
 
@@ -70,19 +75,84 @@ impl Instances {
             None => self.0.recipe.instance().await?,
         };
         let result = job(&mut instance).await;
-        let spent = matches!(result, Err(Error::Trapped(_)));
         self.0.calls.fetch_add(1, Ordering::Relaxed);
+        if matches!(result, Err(Error::Trapped(_))) {
+            return result;
+        }
+        match std::mem::take(&mut instance.wants_staging) {
+            true => self.stage(instance),
+            false => self.put_back(instance),
+        }
+        result
+    }
+
+    /// Keeps an instance for the next call.
+    fn put_back(&self, instance: Instance) {
         {
             let mut idle = self.0.idle();
-            if !spent && idle.len() < KEPT {
+            if idle.len() < KEPT {
                 idle.push(instance);
             }
         }
         if !self.0.letting_go.swap(true, Ordering::AcqRel) {
             tokio::spawn(let_go(Arc::downgrade(&self.0)));
         }
-        result
     }
+
+    /// Stages places ahead in an instance, on another thread. Meanwhile, calls take another instance.
+    fn stage(&self, mut instance: Instance) {
+        let mut staging = self.0.staging();
+        if staging.as_ref().is_some_and(|other| !other.is_finished()) {
+            return self.put_back(instance);
+        }
+        let (this, tokio) = (self.clone(), Handle::current());
+        *staging = Some(tokio::task::spawn_blocking(move || {
+            if tokio.block_on(stage_ahead(&mut instance, PLACES)).is_ok() {
+                this.put_back(instance);
+            }
+        }));
+    }
+
+    /// Removes what was staged ahead and is not used.
+    pub(crate) async fn unstage(&self) {
+        let staging = self.0.staging().take();
+        if let Some(staging) = staging {
+            let _ = staging.await;
+        }
+        let idle = std::mem::take(&mut *self.0.idle());
+        if let Some(done) = remove_staged(idle) {
+            let _ = done.await;
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let idle = std::mem::take(&mut *self.idle());
+        remove_staged(idle);
+    }
+}
+
+/// Makes or removes places in an instance until there are so many. An error means that it is spent.
+async fn stage_ahead(instance: &mut Instance, count: u32) -> Result<(), Error> {
+    let call = instance
+        .guard(async |exports, store| exports.zddc_outbox_queue().call_stage_ahead(store, count).await);
+    // What cannot be made now, a write makes itself, or says why not.
+    instance.staged = call.await?.unwrap_or(0);
+    Ok(())
+}
+
+/// Ends instances, on another thread where some have staged ahead: these remove that first, which takes some file calls.
+fn remove_staged(mut instances: Vec<Instance>) -> Option<JoinHandle<()>> {
+    instances.retain(|instance| instance.staged > 0);
+    let tokio = Handle::try_current().ok().filter(|_| !instances.is_empty())?;
+    let remove = async move {
+        for mut instance in instances {
+            // What stays is swept an hour later.
+            let _ = stage_ahead(&mut instance, 0).await;
+        }
+    };
+    Some(tokio.clone().spawn_blocking(move || tokio.block_on(remove)))
 }
 
 #[cfg(test)]
@@ -90,11 +160,19 @@ impl Instances {
     pub(crate) fn are_kept(&self) -> bool {
         !self.0.idle().is_empty()
     }
+
+    fn is_staging(&self) -> bool {
+        self.0.staging().as_ref().is_some_and(|staging| !staging.is_finished())
+    }
 }
 
 impl Inner {
     fn idle(&self) -> MutexGuard<'_, Vec<Instance>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn staging(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,8 +188,99 @@ async fn let_go(instances: Weak<Inner>) {
             // Taken first, dropped then: a call that comes now does not wait for that. One that ends now may lose its
             // instance, too.
             let gone = std::mem::take(&mut *inner.idle());
-            drop(gone);
+            if let Some(removing) = remove_staged(gone) {
+                inner.staging().replace(removing);
+            }
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Durability, Outbox, Write};
+    use std::path::{Path, PathBuf};
+    use std::time::{Duration, Instant};
+
+    fn outbox(root: &Path) -> Outbox {
+        Outbox::builder(root).durability(Durability::None).open().unwrap()
+    }
+
+    fn staged(root: &Path) -> Vec<PathBuf> {
+        let Ok(names) = std::fs::read_dir(root.join(".zddc-outbox/.staging")) else { return Vec::new() };
+        names.map(|name| name.unwrap().path()).collect()
+    }
+
+    async fn queue(outbox: &Outbox, number: usize) {
+        outbox.enqueue_write(Write::new("PUT", format!("/{number}")), "body".into()).await.unwrap();
+    }
+
+    /// Queues until places are staged ahead; how many writes that took.
+    async fn queue_until_staged(outbox: &Outbox, root: &Path) -> usize {
+        let until = Instant::now() + Duration::from_secs(60);
+        for number in 0.. {
+            assert!(Instant::now() < until, "nothing is staged ahead");
+            queue(outbox, number).await;
+            if staged(root).len() > 1 {
+                return number + 1;
+            }
+        }
+        unreachable!()
+    }
+
+    async fn is_in_order(outbox: &Outbox, count: usize) {
+        let entries = outbox.pending(None, u32::MAX).await.unwrap();
+        let found: Vec<String> = entries.into_iter().map(|entry| entry.raw_uri).collect();
+        assert_eq!(found, (0..count).map(|number| format!("/{number}")).collect::<Vec<_>>());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_caller_who_writes_on_and_on_has_places_staged_ahead_which_are_used_and_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let outbox = outbox(root.path());
+        let before = queue_until_staged(&outbox, root.path()).await;
+        assert!(before > 16, "after {before} writes");
+        let first = staged(root.path()).remove(0);
+        let mut count = before;
+        while first.exists() {
+            queue(&outbox, count).await;
+            count += 1;
+            assert!(count < before + 1000, "{} is not used", first.display());
+        }
+        is_in_order(&outbox, count).await;
+        assert_eq!(outbox.verify().await.unwrap(), []);
+        // Those that are left go with the instances that nobody uses.
+        let until = Instant::now() + Duration::from_secs(60);
+        while !staged(root.path()).is_empty() {
+            assert!(Instant::now() < until, "places stay");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn shutdown_removes_what_was_staged_ahead() {
+        let root = tempfile::tempdir().unwrap();
+        let outbox = outbox(root.path());
+        queue_until_staged(&outbox, root.path()).await;
+        outbox.shutdown().await;
+        assert_eq!(staged(root.path()), Vec::<PathBuf>::new());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_place_that_somebody_removed_costs_no_write() {
+        let root = tempfile::tempdir().unwrap();
+        let outbox = outbox(root.path());
+        let mut count = queue_until_staged(&outbox, root.path()).await;
+        while outbox.0.queue.is_staging() {
+            tokio::task::yield_now().await;
+        }
+        for place in staged(root.path()) {
+            std::fs::remove_dir_all(place).unwrap();
+        }
+        for _ in 0..100 {
+            queue(&outbox, count).await;
+            count += 1;
+        }
+        is_in_order(&outbox, count).await;
     }
 }

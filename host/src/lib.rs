@@ -29,6 +29,7 @@ mod instances;
 mod lease;
 mod model;
 mod outbox;
+mod pace;
 mod pool;
 mod recipe;
 mod root;

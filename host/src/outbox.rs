@@ -33,7 +33,7 @@ pub struct Outbox(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
     recipe: Recipe,
-    queue: Instances,
+    pub(crate) queue: Instances,
     gather: Gather,
     replayer: Worker,
     pub(crate) events: Events,
@@ -127,12 +127,17 @@ impl Outbox {
     /// Queues a write given in parts.
     pub async fn enqueue_write(&self, write: Write, body: Body) -> Result<String, Error> {
         let request: wit::Request = write.into();
-        let id = match body.0 {
+        let queued = match body.0 {
             Kind::Bytes(bytes) => self.0.gather.enqueue(&self.0.queue, request, bytes).await,
             stream => self.enqueue_stream(request, stream).await,
-        }?;
-        self.0.wake.notify_one();
-        Ok(id)
+        };
+        match &queued {
+            Ok(_) => self.0.wake.notify_one(),
+            // What is staged ahead takes some.
+            Err(Error::NoSpace) => self.0.queue.unstage().await,
+            Err(_) => {}
+        }
+        queued
     }
 
     async fn enqueue_stream(&self, request: wit::Request, stream: Kind) -> Result<String, Error> {
@@ -306,6 +311,7 @@ impl Outbox {
         if let Some(driver) = driver {
             driver.join().await;
         }
+        self.0.queue.unstage().await;
     }
 
     /// A call into the `queue` interface.

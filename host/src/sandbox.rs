@@ -68,6 +68,10 @@ impl WasiHttpView for State {
 pub(crate) struct Instance {
     pub(crate) store: Store<State>,
     pub(crate) exports: Outbox,
+    /// Places that were staged ahead in it, as far as is known.
+    pub(crate) staged: u32,
+    /// Some are to be staged before it is used again.
+    pub(crate) wants_staging: bool,
     stderr: MemoryOutputPipe,
     activity: Arc<AtomicU64>,
     limits: Limits,
@@ -105,7 +109,8 @@ impl Instance {
         store.limiter(|state| &mut state.limits);
         interrupt_when_stuck(&mut store, limits.deadline);
         let exports = runtime.0.pre.instantiate_async(&mut store).await.map_err(unusable)?;
-        Ok(Instance { store, exports, stderr, activity, limits, runtime: runtime.clone() })
+        let runtime = runtime.clone();
+        Ok(Instance { store, exports, staged: 0, wants_staging: false, stderr, activity, limits, runtime })
     }
 
     /// Awaits a call into the guest. An error means that the instance is spent.

@@ -49,6 +49,12 @@ impl Errand {
         let result = match does {
             Does::Enqueue(write) => self.enqueue(process, write).await?,
             Does::Batch(writes) => return self.batch(process, writes, does).await,
+            Does::StageAhead(count) => {
+                let Process { store, exports, .. } = process;
+                let staged = exports.zddc_outbox_queue().call_stage_ahead(store, *count).await?;
+                self.staged(*count, &staged);
+                staged.map(|_| ())
+            }
             Does::Replay { wake, resume, budget_ms } => {
                 return self.replay(process, *wake, *resume, *budget_ms).await;
             }
@@ -118,6 +124,14 @@ impl Errand {
             world.ledger.wrong("a call succeeds where nothing fails", format!("{does:?}: {error:?}"));
         }
         Ok(None)
+    }
+
+    /// As many are ready as were asked for.
+    fn staged(&self, count: u32, staged: &Result<u32, Error>) {
+        if staged.as_ref().is_ok_and(|staged| *staged != count) {
+            let text = format!("{staged:?} where {count} were asked for");
+            self.world.lock().ledger.wrong("a call succeeds where nothing fails", text);
+        }
     }
 
     /// Whether a limit may have been reached: it is where nobody else was at it.

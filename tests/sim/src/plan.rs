@@ -95,6 +95,8 @@ pub enum Does {
     Enqueue(Write),
     /// Queues writes whose bodies are at hand, in one call.
     Batch(Vec<Write>),
+    /// Has so many places staged ahead.
+    StageAhead(u32),
     /// Makes a pass.
     Replay {
         /// At once.
@@ -214,7 +216,8 @@ impl Plan {
                         .find(|path| peer.is_strong(path))
                 })
                 .flatten(),
-            batches: matches!(seed % 16, 2 | 12),
+            batches: matches!(seed % 16, 2 | 12) || seed % 32 == 24,
+            ahead: matches!(seed % 32, 4 | 24),
         };
         let count = rng.range(4, 14);
         let steps = (0..count).map(|_| Step { salt: rng.word(), what: theme.what(&mut rng) }).collect();
@@ -237,6 +240,8 @@ struct Theme {
     chain: Option<&'static str>,
     /// Writes come in batches. By the seed alone, too.
     batches: bool,
+    /// Places are staged ahead of writes. By the seed alone, too.
+    ahead: bool,
 }
 
 impl Theme {
@@ -278,6 +283,7 @@ impl Theme {
         let count = if self.together && rng.percent(60) { rng.range(2, 3) as usize } else { 1 };
         for process in 0..count {
             let does = match rng.below(100) {
+                0..10 if self.ahead => Does::StageAhead(rng.below(5) as u32),
                 0..45 if self.batches => {
                     let count = rng.range(1, 4);
                     Does::Batch((0..count).map(|_| Write { stream: None, ..self.write(rng) }).collect())
