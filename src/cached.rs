@@ -89,7 +89,8 @@ impl Cached {
 /// The directory and the name of a cached file that is there.
 fn find(root: &Dir, names: &[String]) -> Option<(Dir, String)> {
     let (name, parents) = names.split_last()?;
-    // Mostly there is none, which one look tells.
+    // Mostly there is none, nor a directory where it would be: one look tells, and two at most.
+    root.stat(names.first()?).ok()?;
     root.stat(&names.join("/")).ok()?;
     let mut dir = root.open(".").ok()?;
     for parent in parents {

@@ -131,7 +131,7 @@ fn stage(
     body: Body<'_>,
     staged: Staged,
 ) -> Result<(EntryId, u64)> {
-    let Staged { name, body: file, meta: record } = staged;
+    let Staged { name, body: file, meta: record, named } = staged;
     let longest = if matches!(body, Body::Stored(..)) { u64::MAX } else { config.max_body };
     let mut writer = Writer { file, name: &name, len: 0, longest, room, hash: Box::new(Xxh3::new()) };
     let admit = |len| limits.admit(queue, limits::entry_size(len, 1));
@@ -173,7 +173,7 @@ fn stage(
     // Some systems do not rename a directory in which a file is open.
     drop(record);
     let staging = queue.staging()?;
-    if queue.sync {
+    if queue.sync && !named {
         staging.open(&name)?.sync()?;
     }
     staging.rename(&name, &queue.dir, &id.to_string())?;

@@ -94,6 +94,11 @@ impl Reply {
         std::str::from_utf8(value).ok()
     }
 
+    /// Whether anything follows the head (RFC 9110 section 8.6, RFC 9112 section 6.3).
+    fn has_content(&self) -> bool {
+        !matches!(self.status, 204 | 304) && self.header("content-length") != Some("0")
+    }
+
     /// Whether the header fields leave it open that the content is this one.
     fn may_be(&self, content: &Content) -> bool {
         let length = self.header("content-length").and_then(|text| text.trim().parse::<u64>().ok());
@@ -134,9 +139,8 @@ struct Waiting {
 }
 
 struct Reading {
-    ready: OnceCell<Pollable>,
-    stream: InputStream,
-    _body: IncomingBody,
+    /// None where the head says that nothing follows: that is not read.
+    content: Option<Arriving>,
     reply: Reply,
     drained: u64,
     /// All of it was read.
@@ -144,6 +148,12 @@ struct Reading {
     /// Its content broke off.
     broken: bool,
     comparison: Option<Comparison>,
+}
+
+struct Arriving {
+    ready: OnceCell<Pollable>,
+    stream: InputStream,
+    _body: IncomingBody,
 }
 
 /// A comparison under way; given up as soon as there is a difference.
@@ -195,9 +205,10 @@ impl Exchange {
             reading: None,
             compare: request.compare,
             timeouts,
-            last_progress: monotonic_clock::now(),
+            last_progress: 0,
         };
         exchange.send()?;
+        exchange.last_progress = monotonic_clock::now();
         Ok(exchange)
     }
 
@@ -206,9 +217,9 @@ impl Exchange {
         let sending = self.sending.as_ref().map(|s| s.ready.get_or_init(|| s.stream.subscribe()));
         let waiting = self.waiting.as_ref().map(|w| &w.ready);
         // A stream at its end is ready for ever.
-        let reading = self.reading.as_ref().filter(|r| !r.over);
-        let reading = reading.map(|r| r.ready.get_or_init(|| r.stream.subscribe()));
-        sending.into_iter().chain(waiting).chain(reading)
+        let arriving = self.reading.as_ref().filter(|r| !r.over).and_then(|r| r.content.as_ref());
+        let arriving = arriving.map(|a| a.ready.get_or_init(|| a.stream.subscribe()));
+        sending.into_iter().chain(waiting).chain(arriving)
     }
 
     /// When it will have been idle for too long: monotonic, in nanoseconds.
@@ -238,19 +249,24 @@ impl Exchange {
     }
 
     fn try_step(&mut self) -> Result<Option<Reply>, Failure> {
-        self.send()?;
-        self.receive_head()?;
-        let Some(reading) = &mut self.reading else { return Ok(None) };
-        let before = reading.drained;
-        reading.over = reading.over || reading.drain();
-        if reading.drained > before {
+        let moved = self.send()? | self.receive_head()? | self.read();
+        let unsent = self.sending.is_some();
+        let over = self.reading.take_if(|reading| {
+            let unsent_success = unsent && (200..300).contains(&reading.reply.status);
+            reading.over && !unsent_success
+        });
+        if over.is_none() && moved {
             self.last_progress = monotonic_clock::now();
         }
-        let unsent_success = self.sending.is_some() && (200..300).contains(&reading.reply.status);
-        if !reading.over || unsent_success {
-            return Ok(None);
-        }
-        self.reading.take().map(|reading| self.judge(reading)).transpose()
+        over.map(|reading| self.judge(reading)).transpose()
+    }
+
+    /// Whether any content came in.
+    fn read(&mut self) -> bool {
+        let Some(reading) = &mut self.reading else { return false };
+        let before = reading.drained;
+        reading.over = reading.over || reading.drain();
+        reading.drained > before
     }
 
     /// A success counts only once the server has been given the whole body; a comparison, once it was given us.
@@ -273,27 +289,31 @@ impl Exchange {
         }
     }
 
-    fn receive_head(&mut self) -> Result<(), Failure> {
-        let Some(waiting) = &self.waiting else { return Ok(()) };
+    /// Whether the head came in.
+    fn receive_head(&mut self) -> Result<bool, Failure> {
+        let Some(waiting) = &self.waiting else { return Ok(false) };
         let response = match waiting.future.get() {
-            None => return Ok(()),
+            None => return Ok(false),
             Some(Ok(Ok(response))) => response,
             Some(Ok(Err(code))) => return Err(no_reply(&code)),
             Some(Err(())) => return Err(Failure::NoReply("the reply was taken twice".into())),
         };
-        self.last_progress = monotonic_clock::now();
         self.waiting = None;
         let status = response.status();
-        let headers = response.headers().entries();
-        let lost = || Failure::NoReply("the reply has no content".into());
-        let body = response.consume().map_err(|()| lost())?;
-        let stream = body.stream().map_err(|()| lost())?;
-        let reply = Reply { status, headers, body_start: Vec::new(), same: false };
+        let reply =
+            Reply { status, headers: response.headers().entries(), body_start: Vec::new(), same: false };
+        let content = match reply.has_content() {
+            true => {
+                let lost = || Failure::NoReply("the reply has no content".into());
+                let body = response.consume().map_err(|()| lost())?;
+                let stream = body.stream().map_err(|()| lost())?;
+                Some(Arriving { ready: OnceCell::new(), stream, _body: body })
+            }
+            false => None,
+        };
         let comparison = self.compare.take().filter(|content| reply.may_be(content));
         self.reading = Some(Reading {
-            ready: OnceCell::new(),
-            stream,
-            _body: body,
+            content,
             reply,
             drained: 0,
             over: false,
@@ -304,31 +324,27 @@ impl Exchange {
             // The server has decided without the rest of the body; sending on would be for nothing.
             self.sending = None;
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn send(&mut self) -> Result<(), Failure> {
-        let Some(sending) = &mut self.sending else { return Ok(()) };
+    /// Whether anything was sent, or the end of it.
+    fn send(&mut self) -> Result<bool, Failure> {
+        let Some(sending) = &mut self.sending else { return Ok(false) };
         let before = sending.offset;
-        let sent = sending.send();
-        if sending.offset > before {
-            self.last_progress = monotonic_clock::now();
-        }
-        match sent? {
-            Sent::Waiting => Ok(()),
-            Sent::All => {
-                self.last_progress = monotonic_clock::now();
-                match self.sending.take().map(Sending::finish) {
-                    Some(Err(code)) if self.waiting.is_none() => Err(no_reply(&code)),
-                    // The reply, or the failure to get one, says more.
-                    _ => Ok(()),
-                }
-            }
+        let sent = sending.send()?;
+        let moved = sending.offset > before;
+        match sent {
+            Sent::Waiting => Ok(moved),
+            Sent::All => match self.sending.take().map(Sending::finish) {
+                Some(Err(code)) if self.waiting.is_none() => Err(no_reply(&code)),
+                // The reply, or the failure to get one, says more.
+                _ => Ok(true),
+            },
             Sent::Broken => {
                 // The peer reads no further. If it has not answered yet, its reply or its absence follows.
                 self.sending = None;
                 self.cut_short = true;
-                Ok(())
+                Ok(moved)
             }
         }
     }
@@ -396,7 +412,11 @@ impl Reading {
     /// Reads what is there; whether that was all.
     fn drain(&mut self) -> bool {
         loop {
-            match self.stream.read(crate::dir::CHUNK as u64) {
+            let read = match &self.content {
+                Some(arriving) => arriving.stream.read(crate::dir::CHUNK as u64),
+                None => Err(StreamError::Closed),
+            };
+            match read {
                 Ok(chunk) if chunk.is_empty() => return false,
                 Ok(chunk) => {
                     let wanted = KEPT.saturating_sub(self.reply.body_start.len()).min(chunk.len());

@@ -307,12 +307,13 @@ impl Pass {
     }
 
     fn is_due(&mut self, entry: &Entry) -> bool {
+        let Some(due) = entry.state.not_before() else { return true };
         let now = SystemTime::now();
-        let due = entry.state.not_before().filter(|due| *due > now && *due < now + LONGEST_WAIT);
-        if let Some(due) = due {
+        let waits = due > now && due < now + LONGEST_WAIT;
+        if waits {
             self.not_due_before(due);
         }
-        due.is_none() || self.config.original
+        !waits || self.config.original
     }
 
     fn not_due_before(&mut self, due: SystemTime) {

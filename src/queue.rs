@@ -16,10 +16,14 @@ use crate::precondition::{Base, Validator};
 use crate::staged::Ahead;
 use crate::state::State;
 use crate::{Error, Result};
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::time::{Duration, SystemTime};
+use wasi::clocks::monotonic_clock;
 use wasi::random::random::get_random_bytes;
 use xxhash_rust::xxh3::Xxh3;
+
+/// How long a sweep does not look again for what a crash has left, in nanoseconds.
+const LOOK_AGAIN: u64 = 60_000_000_000;
 
 /// The queue.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub struct Queue {
     pub ahead: Ahead,
     staging: OnceCell<Dir>,
     newest: OnceCell<File>,
+    /// When a sweep last looked for what a crash has left. Monotonic, in nanoseconds.
+    looked_at: Cell<Option<u64>>,
 }
 
 /// A pending entry, read and found sound. Its body is looked at when it is opened.
@@ -93,6 +99,7 @@ impl Queue {
             ahead: Ahead::default(),
             staging: OnceCell::new(),
             newest: OnceCell::new(),
+            looked_at: Cell::new(None),
         })
     }
 
@@ -277,28 +284,35 @@ impl Queue {
         Ok(Some(self.newest.get_or_init(|| opened)))
     }
 
-    /// Removes from `.staging` what has left the queue, and what a crash left of what was to enter it.
+    /// Removes from `.staging` what has left the queue, and what a crash left of what was to enter it; of the latter, an
+    /// instance that sweeps on and on looks for some once a minute.
     pub fn sweep(&self) -> Result<()> {
-        let staging = match self.dir.open(STAGING) {
+        let opened = match self.dir.open(STAGING) {
             Ok(staging) => staging,
             Err(fault) if fault.is_missing() => return Ok(()),
             Err(fault) => return Err(fault.into()),
         };
-        let mut names = Vec::new();
-        staging.list(|name, _| names.push(name))?;
-        if names.is_empty() {
+        let (mut retired, mut others) = (Vec::new(), Vec::new());
+        opened.list(|name, _| match EntryId::parse(&name) {
+            Some(_) => retired.push(name),
+            None => others.push(name),
+        })?;
+        let now = monotonic_clock::now();
+        if self.looked_at.get().is_some_and(|at| now.saturating_sub(at) < LOOK_AGAIN) {
+            others.clear();
+        } else if !others.is_empty() {
+            self.looked_at.set(Some(now));
+            others.retain(|name| is_abandoned(&opened, name));
+        }
+        if retired.is_empty() && others.is_empty() {
             return Ok(());
         }
-        // Some were retired by somebody who has not made that durable yet, or did not live to.
+        // Some were taken out of the queue by somebody who has not made that durable yet, or did not live to.
         self.sync_dir()?;
-        for name in names {
-            if EntryId::parse(&name).is_some() {
-                self.erase(&name);
-                continue;
-            }
-            if !is_abandoned(&staging, &name) {
-                continue;
-            }
+        for name in retired {
+            self.erase(&name);
+        }
+        for name in &others {
             // By one rename first: whoever still writes it (the clock may have been set forward) then fails to
             // publish it, rather than publishing what is left of it.
             let swept = match name.ends_with(SWEPT) {
@@ -306,9 +320,9 @@ impl Queue {
                 false => format!("{name}{SWEPT}"),
             };
             // One that cannot be removed keeps no others from it.
-            let _ = staging.remove(&swept);
-            if swept != name && staging.rename(&name, &staging, &swept).is_ok() {
-                let _ = staging.remove(&swept);
+            let _ = opened.remove(&swept);
+            if swept != *name && opened.rename(name, &opened, &swept).is_ok() {
+                let _ = opened.remove(&swept);
             }
         }
         Ok(())

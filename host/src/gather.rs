@@ -76,9 +76,10 @@ impl Gather {
             return alone(queue, request, body, false).await;
         }
         if let Ok(_turn) = self.turns.try_acquire() {
-            let quick = self.pace.is_quick() && self.callers.load(Ordering::Relaxed) == 1;
+            // What several callers do keeps the processors busy, or the disk.
+            let quick = self.pace.begin() && self.callers.load(Ordering::Relaxed) == 1;
             let queued = alone(queue, request, body, quick).await;
-            self.pace.note(queued.is_ok());
+            self.pace.end(queued.is_ok());
             return queued;
         }
         let (answer, mut answered) = oneshot::channel();
@@ -122,16 +123,23 @@ impl Gather {
 
 /// Queues one. With `quick`, others come soon.
 async fn alone(queue: &Instances, request: Request, body: Bytes, quick: bool) -> Result<String, Error> {
-    let job = async move |instance: &mut Instance| {
-        let call = instance.guard(async |exports, store| {
-            exports.zddc_outbox_queue().call_enqueue_bytes(store, &request, &body).await
-        });
-        let id = call.await??;
-        instance.staged = instance.staged.saturating_sub(1);
-        instance.wants_staging = quick && instance.staged == 0;
-        Ok(id)
+    let write = Arc::new((request, body));
+    let job = || {
+        let write = write.clone();
+        async move |instance: &mut Instance| {
+            let call = instance.guard(async |exports, store| {
+                exports.zddc_outbox_queue().call_enqueue_bytes(store, &write.0, &write.1).await
+            });
+            let id = call.await??;
+            instance.used(1, quick);
+            Ok(id)
+        }
     };
-    queue.call(job).await
+    match queue.call(job()).await {
+        // There may be some now.
+        Err(Error::NoSpace) if queue.unstage().await => queue.call(job()).await,
+        queued => queued,
+    }
 }
 
 /// Queues these in one call, and answers each caller.
@@ -147,6 +155,7 @@ async fn together(queue: &Instances, share: Vec<Waiting>) {
         let done = call.await.and_then(|done| Ok(done?));
         match done {
             Ok(results) if results.len() == answers.len() => {
+                instance.used(answers.len() as u32, false);
                 for (answer, result) in answers.into_iter().zip(results) {
                     // Its caller may have gone.
                     let _ = answer.send(result.map_err(Error::from));

@@ -113,16 +113,20 @@ impl Instances {
         }));
     }
 
-    /// Removes what was staged ahead and is not used.
-    pub(crate) async fn unstage(&self) {
+    /// Removes what was staged ahead and is not used; whether that, or an attempt to stage, may have made room.
+    pub(crate) async fn unstage(&self) -> bool {
         let staging = self.0.staging().take();
+        let tried = staging.is_some();
         if let Some(staging) = staging {
             let _ = staging.await;
         }
         let idle = std::mem::take(&mut *self.0.idle());
-        if let Some(done) = remove_staged(idle) {
-            let _ = done.await;
+        let removing = remove_staged(idle);
+        let removed = removing.is_some();
+        if let Some(removing) = removing {
+            let _ = removing.await;
         }
+        tried || removed
     }
 }
 

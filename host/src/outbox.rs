@@ -24,8 +24,9 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 /// Events that a slow subscriber may be behind before it loses the oldest.
 const EVENT_BACKLOG: usize = 4096;
 
-/// After so many entries have left the queue in a pass, their files are deleted in one go, on another thread.
-const SWEEP_EVERY: u32 = 64;
+/// After so many entries have left the queue in a pass, their files are deleted in one go, on another thread: in steps
+/// that are shorter than a near server's replies to what is under way, which else wait for that thread's processor.
+const SWEEP_EVERY: u32 = 8;
 
 /// An outbox. Cheap to clone; all clones are the same outbox.
 #[derive(Clone)]
@@ -134,7 +135,7 @@ impl Outbox {
         match &queued {
             Ok(_) => self.0.wake.notify_one(),
             // What is staged ahead takes some.
-            Err(Error::NoSpace) => self.0.queue.unstage().await,
+            Err(Error::NoSpace) => _ = self.0.queue.unstage().await,
             Err(_) => {}
         }
         queued

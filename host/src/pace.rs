@@ -1,5 +1,5 @@
 //! Whether writes come so quickly, one after the other, that it pays to have places for the next ones staged ahead
-//! (`stage-ahead` in the WIT): on another thread, in a second instance, while this one's are used up.
+//! (`stage-ahead` in the WIT): on another thread, in another instance, while this one's are used up.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 /// Places that are staged at a time: so many that handing them over costs little, and each holds two files open.
 pub(crate) const PLACES: u32 = 16;
 
-/// From the end of one write to that of the next, at most. One that is synced takes longer: what staging saves does not
-/// matter there.
+/// From the end of one write to the beginning of the next, at most.
 const QUICK: Duration = if cfg!(test) { Duration::from_secs(10) } else { Duration::from_millis(1) };
 
-/// When a caller's writes came.
+/// When writes came.
 #[derive(Default)]
 pub(crate) struct Pace(Mutex<Row>);
 
@@ -23,17 +22,20 @@ struct Row {
 }
 
 impl Pace {
-    /// Notes the end of a write. One that was slow or failed ends the row.
-    pub(crate) fn note(&self, queued: bool) {
-        let now = Instant::now();
+    /// Notes the beginning of a write; whether it is one of many that come quickly.
+    pub(crate) fn begin(&self) -> bool {
         let mut row = self.row();
-        let quick = row.last.replace(now).is_some_and(|last| now.duration_since(last) < QUICK);
-        row.len = if queued && quick { row.len.saturating_add(1) } else { 0 };
+        if row.last.is_none_or(|last| last.elapsed() >= QUICK) {
+            row.len = 0;
+        }
+        row.len >= PLACES && has_another_processor()
     }
 
-    /// Whether many have come quickly.
-    pub(crate) fn is_quick(&self) -> bool {
-        self.row().len >= PLACES && has_another_processor()
+    /// Notes the end of a write. One that failed ends the row.
+    pub(crate) fn end(&self, queued: bool) {
+        let mut row = self.row();
+        row.last = Some(Instant::now());
+        row.len = if queued { row.len.saturating_add(1) } else { 0 };
     }
 
     fn row(&self) -> MutexGuard<'_, Row> {

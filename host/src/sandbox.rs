@@ -113,6 +113,12 @@ impl Instance {
         Ok(Instance { store, exports, staged: 0, wants_staging: false, stderr, activity, limits, runtime })
     }
 
+    /// Notes writes that were queued. With `quick`, others come soon.
+    pub(crate) fn used(&mut self, places: u32, quick: bool) {
+        self.staged = self.staged.saturating_sub(places);
+        self.wants_staging = quick && self.staged == 0;
+    }
+
     /// Awaits a call into the guest. An error means that the instance is spent.
     pub(crate) async fn guard<T>(
         &mut self,
