@@ -194,7 +194,7 @@ pub fn rows<'a>(scale: &Scale, places: &'a [Place], filters: &[String]) -> Vec<R
     };
 
     // What makes files comes before what removes some; see the crate's documentation.
-    add("enqueue 1 KiB, no fsync, 1 caller", &both, rate, &[TimesOriginal(1.3), TimesFloor(0.7)], enqueue);
+    add("enqueue 1 KiB, no fsync, 1 caller", &both, rate, &[TimesOriginal(1.5), TimesFloor(0.7)], enqueue);
     add("enqueue 1 KiB, fsync, 1 caller", &disk, rate, &[TimesFloor(0.9)], synced);
     add("enqueue 1 KiB, fsync, 64 callers (original: no fsync)", &disk, rate, &[TimesOriginal(1.0)], many);
     add(

@@ -26,7 +26,7 @@ const EVENT_BACKLOG: usize = 4096;
 
 /// After so many entries have left the queue in a pass, their files are deleted in one go, on another thread: in steps
 /// that are shorter than a near server's replies to what is under way, which else wait for that thread's processor.
-const SWEEP_EVERY: u32 = 8;
+const SWEEP_EVERY: u32 = 16;
 
 /// An outbox. Cheap to clone; all clones are the same outbox.
 #[derive(Clone)]
