@@ -37,6 +37,18 @@ struct Published {
     name: String,
 }
 
+/// What is to be staged, and under which limits.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    config: &'a Config,
+    limits: Limits,
+    /// Bytes on disk that the entry may have, as far as is known.
+    room: u64,
+    queue: &'a Queue,
+    request: &'a Request,
+    body: Body<'a>,
+}
+
 /// Queues a write. On any error it is not in the queue, and nothing is left behind but, after a failed sync of the
 /// queue's directory, files for the sweep.
 pub fn enqueue(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) -> Result<EntryId> {
@@ -80,11 +92,12 @@ fn publish(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) ->
         Body::Stream(_) | Body::Bytes(_) => config.limits,
     };
     let room = limits.admit(queue, limits::entry_size(0, 1))?;
+    let wanted = Wanted { config, limits, room, queue, request, body };
     let staging = queue.staging()?;
     if let Body::Bytes(_) = body
         && let Some(ready) = queue.ahead.take()
     {
-        match fill(config, limits, room, queue, request, body, ready) {
+        match fill(wanted, ready) {
             // It was made a while ago: somebody may have removed it since.
             Err(Error::Io(_)) => {}
             // What may never be used is in the way.
@@ -92,21 +105,14 @@ fn publish(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) ->
             done => return done,
         }
     }
-    fill(config, limits, room, queue, request, body, Staged::create(staging)?)
+    fill(wanted, Staged::create(staging)?)
 }
 
 /// Puts a write into its place, and that into the queue.
-fn fill(
-    config: &Config,
-    limits: Limits,
-    room: u64,
-    queue: &Queue,
-    request: &Request,
-    body: Body<'_>,
-    staged: Staged,
-) -> Result<Published> {
+fn fill(wanted: Wanted<'_>, staged: Staged) -> Result<Published> {
+    let Wanted { limits, queue, .. } = wanted;
     let name = staged.name.clone();
-    match stage(config, limits, room, queue, request, body, staged) {
+    match stage(wanted, staged) {
         Ok((id, size)) => {
             limits.queued(queue, size);
             Ok(Published { id, name })
@@ -122,15 +128,8 @@ fn fill(
     }
 }
 
-fn stage(
-    config: &Config,
-    limits: Limits,
-    room: u64,
-    queue: &Queue,
-    request: &Request,
-    body: Body<'_>,
-    staged: Staged,
-) -> Result<(EntryId, u64)> {
+fn stage(wanted: Wanted<'_>, staged: Staged) -> Result<(EntryId, u64)> {
+    let Wanted { config, limits, room, queue, request, body } = wanted;
     let Staged { name, body: file, meta: record, named } = staged;
     let longest = if matches!(body, Body::Stored(..)) { u64::MAX } else { config.max_body };
     let mut writer = Writer { file, name: &name, len: 0, longest, room, hash: Box::new(Xxh3::new()) };

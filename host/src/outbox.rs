@@ -305,7 +305,8 @@ impl Outbox {
         self.0.events.subscribe()
     }
 
-    /// Starts nothing further, gives the request in flight 10 s to finish, and ends the driver.
+    /// Starts nothing further, gives the request in flight 10 s to finish, ends the driver, and removes what was staged
+    /// ahead.
     pub async fn shutdown(&self) {
         self.0.stop.send_replace(true);
         let driver = self.0.driver().take();
