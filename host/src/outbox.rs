@@ -24,8 +24,8 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 /// Events that a slow subscriber may be behind before it loses the oldest.
 const EVENT_BACKLOG: usize = 4096;
 
-/// After so many entries have left the queue in a pass, their files are deleted in one go, on another thread: in steps
-/// that are shorter than a near server's replies to what is under way, which else wait for that thread's processor.
+/// After so many entries have left the queue in a pass, their files are deleted in one go, on another thread, which steps
+/// back behind everybody else's: in steps that are shorter than a near server's replies to what is under way.
 const SWEEP_EVERY: u32 = 16;
 
 /// An outbox. Cheap to clone; all clones are the same outbox.
@@ -37,6 +37,7 @@ pub(crate) struct Inner {
     pub(crate) queue: Instances,
     gather: Gather,
     replayer: Worker,
+    sweeper: Arc<Worker>,
     pub(crate) events: Events,
     pub(crate) wake: Arc<Notify>,
     /// Set once, when the outbox shuts down.
@@ -109,6 +110,7 @@ impl Outbox {
             queue: Instances::new(recipe.clone()),
             gather: Gather::new(),
             replayer: Worker::new("replay", recipe.clone()),
+            sweeper: Arc::new(Worker::in_background("sweep", recipe.clone())),
             recipe,
             events: Events::default(),
             wake: Arc::default(),
@@ -361,7 +363,7 @@ impl Inner {
         let events = self.events.clone();
         let stop = self.stop.subscribe();
         let (full, batches) = mpsc::unbounded_channel();
-        let sweeper = sweep_every.map(|_| tokio::spawn(sweep(self.queue.clone(), batches)));
+        let sweeper = sweep_every.map(|_| tokio::spawn(sweep(self.sweeper.clone(), batches)));
         let job = async move |instance: &mut Instance| pass(instance, options, events, full, stop).await;
         let report = self.replayer.call(job, |report: &Report| report.remaining > 0).await;
         if let Some(sweeper) = sweeper {
@@ -443,7 +445,7 @@ fn leaves(outcome: replayer::Outcome) -> bool {
 }
 
 /// Deletes the files of what has left the queue in a pass, beside it.
-async fn sweep(instances: Instances, mut batches: mpsc::UnboundedReceiver<()>) {
+async fn sweep(sweeper: Arc<Worker>, mut batches: mpsc::UnboundedReceiver<()>) {
     while batches.recv().await.is_some() {
         while batches.try_recv().is_ok() {}
         let job = async |instance: &mut Instance| {
@@ -453,7 +455,7 @@ async fn sweep(instances: Instances, mut batches: mpsc::UnboundedReceiver<()>) {
             Ok(swept?)
         };
         // What stays takes space only, until the next sweep.
-        if let Err(error) = instances.call(job).await {
+        if let Err(error) = sweeper.call(job, |()| false).await {
             tracing::debug!("sweep: {error}");
         }
     }
@@ -477,7 +479,8 @@ mod tests {
             outbox.count().await.unwrap();
             assert_eq!(outbox.replay().await.unwrap().remaining, 0);
             let until = Instant::now() + Duration::from_secs(60);
-            while outbox.0.replayer.is_running() || outbox.0.queue.are_kept() {
+            while outbox.0.replayer.is_running() || outbox.0.sweeper.is_running() || outbox.0.queue.are_kept()
+            {
                 assert!(Instant::now() < until, "something is kept");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -33,6 +33,8 @@ const IDLE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Durati
 pub(crate) struct Worker {
     name: &'static str,
     recipe: Recipe,
+    /// Its work can wait for that of others.
+    background: bool,
     jobs: Mutex<Option<Jobs>>,
 }
 
@@ -44,7 +46,12 @@ type Refuse = Box<dyn FnOnce(Error) + Send>;
 impl Worker {
     /// Without a thread yet.
     pub(crate) fn new(name: &'static str, recipe: Recipe) -> Worker {
-        Worker { name, recipe, jobs: Mutex::default() }
+        Worker { name, recipe, background: false, jobs: Mutex::default() }
+    }
+
+    /// The same for work that can wait for that of others.
+    pub(crate) fn in_background(name: &'static str, recipe: Recipe) -> Worker {
+        Worker { background: true, ..Worker::new(name, recipe) }
     }
 
     /// Hands a job to the thread that runs, or to a fresh one.
@@ -71,14 +78,24 @@ impl Worker {
 
     fn start(&self) -> Result<Jobs, Error> {
         let (jobs, inbox) = mpsc::unbounded_channel();
-        let recipe = self.recipe.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Error::Component(format!("no runtime for a thread: {e}")))?;
+        let (recipe, background) = (self.recipe.clone(), self.background);
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        match recipe.many {
+            // Another thread carries the connections ([`crate::pool`]). With none of its own to watch over, this one is
+            // woken without a system call while it runs.
+            true => runtime.enable_time(),
+            false => runtime.enable_all(),
+        };
+        let runtime =
+            runtime.build().map_err(|e| Error::Component(format!("no runtime for a thread: {e}")))?;
         std::thread::Builder::new()
             .name(format!("outbox-{}", self.name))
-            .spawn(move || runtime.block_on(work(recipe, inbox)))
+            .spawn(move || {
+                if background {
+                    step_back();
+                }
+                runtime.block_on(work(recipe, inbox));
+            })
             .map_err(|e| Error::Component(format!("no thread can be started: {e}")))?;
         Ok(jobs)
     }
@@ -117,6 +134,16 @@ impl Worker {
         });
         self.send((run, Box::new(refuse)))?;
         result.await.map_err(|_| Error::ShutDown)?
+    }
+}
+
+/// Gives this thread a processor when nobody else wants it, and little of one where all are busy.
+fn step_back() {
+    // Elsewhere, this is the whole process's.
+    #[cfg(target_os = "linux")]
+    {
+        const LOWEST: i32 = 19;
+        let _ = rustix::process::setpriority_process(None, LOWEST);
     }
 }
 
