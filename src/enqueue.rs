@@ -1,4 +1,5 @@
 //! Putting a write on disk: staged, synced, then published by one rename, which is synced in turn.
+//! Several at once: [`crate::batch`].
 
 use crate::bindings::exports::zddc::outbox::queue::Write;
 use crate::bindings::types::Request;
@@ -30,9 +31,20 @@ pub enum Body<'a> {
     Stored(&'a Dir, &'a str),
 }
 
+/// An entry in `.staging`, whole.
+pub struct Ready {
+    /// The id that it is to have.
+    pub id: EntryId,
+    /// Its name in `.staging`.
+    name: String,
+    /// Bytes on disk, as they are counted for the limits.
+    pub size: u64,
+}
+
 /// An entry that is in the queue, which is not durable yet.
-struct Published {
-    id: EntryId,
+pub struct Published {
+    /// Its id.
+    pub id: EntryId,
     /// Its name in `.staging`.
     name: String,
 }
@@ -47,6 +59,8 @@ struct Wanted<'a> {
     queue: &'a Queue,
     request: &'a Request,
     body: Body<'a>,
+    /// Its files are synced here.
+    sync: bool,
 }
 
 /// Queues a write. On any error it is not in the queue, and nothing is left behind but, after a failed sync of the
@@ -58,23 +72,10 @@ pub fn enqueue(config: &Config, queue: &Queue, request: &Request, body: Body<'_>
     Ok(id)
 }
 
-/// Queues writes in this order, each by itself: one that is refused or fails does not keep the others out. They
-/// share the sync of the queue's directory.
-pub fn enqueue_batch(config: &Config, queue: &Queue, writes: &[Write]) -> Vec<Result<EntryId>> {
-    let publish = |write: &Write| publish(config, queue, &write.request, Body::Bytes(&write.body));
-    let published: Vec<Result<Published>> = writes.iter().map(publish).collect();
-    let ids: Vec<Result<EntryId>> =
-        published.iter().map(|done| done.as_ref().map(|done| done.id).map_err(Clone::clone)).collect();
-    match settle(queue, published.into_iter().flatten()) {
-        Ok(()) => ids,
-        Err(error) => ids.into_iter().map(|done| done.and(Err(error.clone()))).collect(),
-    }
-}
-
 /// Makes entries in the queue durable, or takes them out again: what is not acknowledged must not be sent either. Which
 /// of both is durable is not known then, so their files stay until the sweep: after a power failure a name may be in the
 /// queue, and the entry must then be whole.
-fn settle(queue: &Queue, published: impl IntoIterator<Item = Published>) -> Result<()> {
+pub fn settle(queue: &Queue, published: impl IntoIterator<Item = Published>) -> Result<()> {
     let Err(error) = queue.sync_dir() else { return Ok(()) };
     for Published { id, name } in published {
         let _ = queue.dir.rename(&id.to_string(), queue.staging()?, &name);
@@ -84,20 +85,12 @@ fn settle(queue: &Queue, published: impl IntoIterator<Item = Published>) -> Resu
 }
 
 /// Stages a write and moves it into the queue.
-fn publish(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) -> Result<Published> {
-    request::check(request)?;
-    let limits = match body {
-        // It is in the outbox already.
-        Body::Stored(..) => Limits::default(),
-        Body::Stream(_) | Body::Bytes(_) => config.limits,
-    };
-    let room = limits.admit(queue, limits::entry_size(0, 1))?;
-    let wanted = Wanted { config, limits, room, queue, request, body };
-    let staging = queue.staging()?;
+pub fn publish(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) -> Result<Published> {
+    let wanted = wanted(config, queue, request, body)?;
     if let Body::Bytes(_) = body
         && let Some(ready) = queue.ahead.take()
     {
-        match fill(wanted, ready) {
+        match fill(wanted, ready).and_then(|ready| ready.publish(wanted.limits, queue)) {
             // It was made a while ago: somebody may have removed it since.
             Err(Error::Io(_)) => {}
             // What may never be used is in the way.
@@ -105,31 +98,76 @@ fn publish(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) ->
             done => return done,
         }
     }
-    fill(wanted, Staged::create(staging)?)
+    fill(wanted, Staged::create(queue.staging()?)?)?.publish(wanted.limits, queue)
 }
 
-/// Puts a write into its place, and that into the queue.
-fn fill(wanted: Wanted<'_>, staged: Staged) -> Result<Published> {
-    let Wanted { limits, queue, .. } = wanted;
+/// Stages a write of a batch. None of it is synced.
+pub fn stage_unsynced(config: &Config, queue: &Queue, write: &Write) -> Result<Ready> {
+    let wanted = wanted(config, queue, &write.request, Body::Bytes(&write.body))?;
+    fill(Wanted { sync: false, ..wanted }, Staged::create(queue.staging()?)?)
+}
+
+/// Checks a write as far as that is possible before its body is read.
+fn wanted<'a>(
+    config: &'a Config,
+    queue: &'a Queue,
+    request: &'a Request,
+    body: Body<'a>,
+) -> Result<Wanted<'a>> {
+    request::check(request)?;
+    let limits = match body {
+        // It is in the outbox already.
+        Body::Stored(..) => Limits::default(),
+        Body::Stream(_) | Body::Bytes(_) => config.limits,
+    };
+    let room = limits.admit(queue, limits::entry_size(0, 1))?;
+    Ok(Wanted { config, limits, room, queue, request, body, sync: queue.sync })
+}
+
+/// Puts a write into its place.
+fn fill(wanted: Wanted<'_>, staged: Staged) -> Result<Ready> {
     let name = staged.name.clone();
     match stage(wanted, staged) {
-        Ok((id, size)) => {
-            limits.queued(queue, size);
-            Ok(Published { id, name })
-        }
-        Err(error) => {
-            // What cannot be removed now is swept later.
-            let _ = queue.staging()?.remove(&name);
-            if matches!(error, Error::Io(_)) {
-                limits::forget();
+        Ok((id, size)) => Ok(Ready { id, name, size }),
+        Err(error) => Err(failed(wanted.queue, &name, error)),
+    }
+}
+
+impl Ready {
+    /// Moves it into the queue.
+    pub fn publish(self, limits: Limits, queue: &Queue) -> Result<Published> {
+        let Ready { id, name, size } = self;
+        match queue.staging()?.rename(&name, &queue.dir, &id.to_string()) {
+            Ok(()) => {
+                limits.queued(queue, size);
+                Ok(Published { id, name })
             }
-            Err(error)
+            Err(fault) => Err(failed(queue, &name, fault.into())),
+        }
+    }
+
+    /// Removes it instead. What cannot be removed now is swept later.
+    pub fn discard(self, queue: &Queue) {
+        if let Ok(staging) = queue.staging() {
+            let _ = staging.remove(&self.name);
         }
     }
 }
 
+/// Clears away what a failure has left.
+fn failed(queue: &Queue, name: &str, error: Error) -> Error {
+    if let Ok(staging) = queue.staging() {
+        // What cannot be removed now is swept later.
+        let _ = staging.remove(name);
+    }
+    if matches!(error, Error::Io(_)) {
+        limits::forget();
+    }
+    error
+}
+
 fn stage(wanted: Wanted<'_>, staged: Staged) -> Result<(EntryId, u64)> {
-    let Wanted { config, limits, room, queue, request, body } = wanted;
+    let Wanted { config, limits, room, queue, request, body, sync } = wanted;
     let Staged { name, body: file, meta: record, named } = staged;
     let longest = if matches!(body, Body::Stored(..)) { u64::MAX } else { config.max_body };
     let mut writer = Writer { file, name: &name, len: 0, longest, room, hash: Box::new(Xxh3::new()) };
@@ -154,7 +192,7 @@ fn stage(wanted: Wanted<'_>, staged: Staged) -> Result<(EntryId, u64)> {
             }
         }
     }
-    let (len, digest) = writer.finish(queue.sync)?;
+    let (len, digest) = writer.finish(sync)?;
 
     // The id is given out now, not before the body was read: a slow body must not be sorted, and later
     // sent, before a write that was acknowledged while it trickled in.
@@ -166,16 +204,14 @@ fn stage(wanted: Wanted<'_>, staged: Staged) -> Result<(EntryId, u64)> {
     limits.admit(queue, size)?;
     let fault = |doing: &str, code| Fault { doing: format!("cannot {doing} {name}/{META}"), code };
     record.write(&meta, 0).map_err(|code| fault("write", code))?;
-    if queue.sync {
+    if sync {
         record.sync().map_err(|code| fault("sync", code))?;
     }
     // Some systems do not rename a directory in which a file is open.
     drop(record);
-    let staging = queue.staging()?;
-    if queue.sync && !named {
-        staging.open(&name)?.sync()?;
+    if sync && !named {
+        queue.staging()?.open(&name)?.sync()?;
     }
-    staging.rename(&name, &queue.dir, &id.to_string())?;
     Ok((id, size))
 }
 

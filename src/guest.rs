@@ -1,15 +1,16 @@
 //! The component's exports: glue between the WIT and the modules.
 
+use crate::batch::{self, Batch};
 use crate::bindings::exports::wasi::cli::run::Guest as RunGuest;
 use crate::bindings::exports::zddc::outbox::queue::{
-    Counts, Extent, Finding, Guest as QueueGuest, Keep, Write,
+    Batch as BatchHandle, Counts, Extent, Finding, Guest as QueueGuest, GuestBatch, Keep, Write,
 };
 use crate::bindings::exports::zddc::outbox::replayer::{
     Event, Guest as ReplayerGuest, GuestPass, Options, Pass as PassHandle, Report,
 };
 use crate::bindings::types::{Entry, EntryId as WitId, Item, Measure, Request};
 use crate::config::Config;
-use crate::enqueue::{Body, enqueue, enqueue_batch};
+use crate::enqueue::{Body, enqueue};
 use crate::id::EntryId;
 use crate::pass::Pass;
 use crate::queue::Queue;
@@ -49,7 +50,17 @@ fn with_queue<T>(work: impl FnOnce(&Config, &Queue) -> Result<T>) -> Result<T> {
     done
 }
 
+/// The results of a batch, after which the queue is opened anew where one failed.
+fn each(done: Vec<Result<EntryId>>) -> Vec<Result<WitId>> {
+    if done.iter().any(|done| matches!(done, Err(Error::Io(_)))) {
+        OPENED.take();
+    }
+    done.into_iter().map(|done| done.map(|id| id.to_string())).collect()
+}
+
 impl QueueGuest for Guest {
+    type Batch = SharedBatch;
+
     fn enqueue(request: Request, body: InputStream) -> Result<WitId> {
         with_queue(|config, queue| enqueue(config, queue, &request, Body::Stream(&body)))
             .map(|id| id.to_string())
@@ -61,11 +72,7 @@ impl QueueGuest for Guest {
     }
 
     fn enqueue_batch(writes: Vec<Write>) -> Result<Vec<Result<WitId>>> {
-        let done = with_queue(|config, queue| Ok(enqueue_batch(config, queue, &writes)))?;
-        if done.iter().any(|done| matches!(done, Err(Error::Io(_)))) {
-            OPENED.take();
-        }
-        Ok(done.into_iter().map(|done| done.map(|id| id.to_string())).collect())
+        with_queue(|config, queue| Ok(batch::enqueue(config, queue, &writes))).map(each)
     }
 
     fn stage_ahead(count: u32) -> Result<u32> {
@@ -124,6 +131,35 @@ impl QueueGuest for Guest {
 
     fn sweep() -> Result<()> {
         with_queue(|_, queue| queue.sweep())
+    }
+}
+
+/// A batch behind its handle, until it is published.
+pub struct SharedBatch(RefCell<Option<Batch>>);
+
+impl GuestBatch for SharedBatch {
+    fn stage(writes: Vec<Write>) -> Result<BatchHandle> {
+        with_queue(|config, queue| Ok(Batch::stage(config, queue, &writes)))
+            .map(|batch| BatchHandle::new(SharedBatch(RefCell::new(Some(batch)))))
+    }
+
+    fn publish(&self) -> Result<Vec<Result<WitId>>> {
+        match self.0.take() {
+            Some(batch) => with_queue(|_, queue| Ok(batch.publish(queue))).map(each),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+impl Drop for SharedBatch {
+    fn drop(&mut self) {
+        if let Some(batch) = self.0.take() {
+            // What cannot be removed now is swept later.
+            let _ = with_queue(|_, queue| {
+                batch.discard(queue);
+                Ok(())
+            });
+        }
     }
 }
 

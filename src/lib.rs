@@ -23,6 +23,7 @@
 
 pub mod ahead;
 pub mod backoff;
+pub mod batch;
 pub mod cached;
 pub mod chain;
 pub mod clock;

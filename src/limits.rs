@@ -87,8 +87,33 @@ struct Known {
     changed: bool,
 }
 
+impl Totals {
+    fn and(self, other: Totals) -> Totals {
+        Totals {
+            entries: self.entries.saturating_add(other.entries),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+}
+
 thread_local! {
     static KNOWN: Cell<Option<Known>> = const { Cell::new(None) };
+    /// What this instance has staged in a batch that is not published yet.
+    static RESERVED: Cell<Totals> = const { Cell::new(Totals { entries: 0, bytes: 0 }) };
+}
+
+/// Keeps room for an entry that is to be published with others, until [`release`].
+pub fn reserve(size: u64) {
+    RESERVED.set(RESERVED.get().and(Totals { entries: 1, bytes: size }));
+}
+
+/// Ends that.
+pub fn release(size: u64) {
+    let reserved = RESERVED.get();
+    RESERVED.set(Totals {
+        entries: reserved.entries.saturating_sub(1),
+        bytes: reserved.bytes.saturating_sub(size),
+    });
 }
 
 /// Bytes on disk of an entry with this body and this meta.json.
@@ -112,7 +137,7 @@ impl Limits {
                 if known.look != look {
                     (known.others, known.changed, known.look) = (true, true, look);
                 }
-                let again = match self.crossed(known.totals, size) {
+                let again = match self.crossed(known.totals.and(RESERVED.get()), size) {
                     Some(_) => known.others && known.changed || !known.settled,
                     None => known.others && (self.used_its_part(&known) || known.is_old()),
                 };
@@ -121,9 +146,10 @@ impl Limits {
             None => self.count(queue, false)?,
         };
         KNOWN.set(Some(known));
-        match self.crossed(known.totals, size) {
+        let used = known.totals.and(RESERVED.get());
+        match self.crossed(used, size) {
             Some(limit) => Err(Error::QueueFull(limit)),
-            None => Ok(self.bytes.map_or(u64::MAX, |max| max.saturating_sub(known.totals.bytes))),
+            None => Ok(self.bytes.map_or(u64::MAX, |max| max.saturating_sub(used.bytes))),
         }
     }
 

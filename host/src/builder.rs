@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::credential::Credential;
+use crate::disk::Disk;
 use crate::egress::{Egress, Origin};
 use crate::outbox::Outbox;
 use crate::pool::Dial;
@@ -281,7 +282,12 @@ impl Builder {
             }
         };
         let env = Arc::new(self.env());
-        Outbox::open(Recipe { runtime, root, env, egress, limits: self.limits, many, watch: self.watch })
+        let disk =
+            if self.durability == Durability::Full { Disk::of(&root.join(root::OUTBOX_DIR)) } else { None };
+        Outbox::open(
+            Recipe { runtime, root, env, egress, limits: self.limits, many, watch: self.watch },
+            disk,
+        )
     }
 
     /// Opens the outbox and starts it: [`Outbox::start`].

@@ -5,6 +5,7 @@ use crate::bindings::exports::zddc::outbox::{queue as wit_queue, replayer};
 use crate::bindings::zddc::outbox::types as wit;
 use crate::body::{self, Body, Kind};
 use crate::builder::Builder;
+use crate::disk::Disk;
 use crate::driver::{self, Driver};
 use crate::gather::Gather;
 use crate::instances::Instances;
@@ -35,7 +36,7 @@ pub struct Outbox(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     recipe: Recipe,
     pub(crate) queue: Instances,
-    gather: Gather,
+    pub(crate) gather: Gather,
     replayer: Worker,
     sweeper: Arc<Worker>,
     pub(crate) events: Events,
@@ -105,10 +106,10 @@ impl Outbox {
         Builder::new(root.as_ref())
     }
 
-    pub(crate) fn open(recipe: Recipe) -> Result<Outbox, Error> {
+    pub(crate) fn open(recipe: Recipe, disk: Option<Disk>) -> Result<Outbox, Error> {
         Ok(Outbox(Arc::new(Inner {
             queue: Instances::new(recipe.clone()),
-            gather: Gather::new(),
+            gather: Gather::new(disk),
             replayer: Worker::new("replay", recipe.clone()),
             sweeper: Arc::new(Worker::in_background("sweep", recipe.clone())),
             recipe,

@@ -51,11 +51,17 @@ fn the_costs_of_queueing_and_replaying_are_as_in_the_book() {
     let enqueue = long[139];
     let replay =
         Cost { fuel: each(long[140].fuel, short[40].fuel), files: each(long[140].files, short[40].files) };
-    let eight = || call(1, Does::Batch(["/a", "/b", "/c", "/d", "/e", "/f", "/g", "/h"].map(write).to_vec()));
-    let batch = costs(&guest, queue(1).chain([eight()]))[1];
+    let eight = || ["/a", "/b", "/c", "/d", "/e", "/f", "/g", "/h"].map(write).to_vec();
+    let batch = costs(&guest, queue(1).chain([call(1, Does::Batch(eight()))]))[1];
+    let at_once = costs(&guest, queue(1).chain([call(1, Does::BatchAtOnce(eight()))]))[1];
     let ahead = costs(&guest, queue(1).chain([call(1, Does::StageAhead(1)), queue_one(1, "/y")]))[2];
-    let found =
-        [("enqueue", enqueue), ("staged-ahead", ahead), ("eight-in-a-batch", batch), ("replay", replay)];
+    let found = [
+        ("enqueue", enqueue),
+        ("staged-ahead", ahead),
+        ("eight-in-a-batch", batch),
+        ("eight-at-once", at_once),
+        ("replay", replay),
+    ];
     let lines: Vec<String> =
         found.iter().map(|(name, cost)| format!("{name} {} {}", cost.fuel, cost.files)).collect();
     let book: Vec<&str> = BOOK.lines().filter(|line| !line.starts_with('#')).collect();

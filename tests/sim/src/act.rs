@@ -48,7 +48,9 @@ impl Errand {
         self.world.lock().say(|| format!("[{number}] {does:?}"));
         let result = match does {
             Does::Enqueue(write) => self.enqueue(process, write).await?,
-            Does::Batch(writes) => return self.batch(process, writes, does).await,
+            Does::Batch(writes) | Does::BatchAtOnce(writes) => {
+                return self.batch(process, writes, does).await;
+            }
             Does::StageAhead(count) => {
                 let Process { store, exports, .. } = process;
                 let staged = exports.zddc_outbox_queue().call_stage_ahead(store, *count).await?;
@@ -100,15 +102,16 @@ impl Errand {
         world.say(|| format!("[{number}] = {result:?}"));
         let Err(error) = result else { return Ok(None) };
         let broken = matches!(does, Does::Enqueue(Write { stream: Some(s), .. }) if s.breaks_at.is_some());
+        let batch = matches!(does, Does::Batch(_) | Does::BatchAtOnce(_));
         let acceptable = match error {
             // A descriptor that was open when some sync failed learns of it later.
             Error::NoSpace => world.faulted,
             // A write takes an hour by the wall clock when that is set meanwhile, and may be swept away.
-            Error::Io(_) if world.jumped && matches!(does, Does::Enqueue(_) | Does::Batch(_)) => true,
+            Error::Io(_) if world.jumped && (batch || matches!(does, Does::Enqueue(_))) => true,
             Error::Io(_) => world.faulted || world.failed_syncs > 0,
             Error::BodyFailed(_) => broken,
             // Those before it in a batch counted, and may have been taken out again when their sync failed.
-            Error::QueueFull(_) if matches!(does, Does::Batch(_)) && world.failed_syncs > 0 => true,
+            Error::QueueFull(_) if batch && world.failed_syncs > 0 => true,
             Error::QueueFull(_) => self.full(&world),
             // What is picked may be damaged, or have gone meanwhile, or have no validator.
             Error::NoSuchEntry(_) | Error::WrongPlace(_) | Error::NoValidator(_) => true,

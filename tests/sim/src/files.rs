@@ -136,6 +136,24 @@ impl State {
         Ok(done.map_err(code))
     }
 
+    /// All that was written becomes durable: what a host can do, and a guest cannot.
+    pub async fn sync_all(&mut self) -> Outcome<()> {
+        self.call(
+            Op::Sync,
+            ROOT,
+            || "sync all".into(),
+            |world, fault| {
+                if let Some(errno) = fault {
+                    world.failed_syncs += 1;
+                    return Err(errno);
+                }
+                world.tree.write_back();
+                Ok(())
+            },
+        )
+        .await
+    }
+
     fn open(&self, descriptor: &Resource<Descriptor>) -> wasmtime::Result<Descriptor> {
         Ok(*self.table.get(descriptor)?)
     }

@@ -95,6 +95,8 @@ pub enum Does {
     Enqueue(Write),
     /// Queues writes whose bodies are at hand, in one call.
     Batch(Vec<Write>),
+    /// The same in two, between which the host makes all that is written durable.
+    BatchAtOnce(Vec<Write>),
     /// Has so many places staged ahead.
     StageAhead(u32),
     /// Makes a pass.
@@ -217,6 +219,7 @@ impl Plan {
                 })
                 .flatten(),
             batches: matches!(seed % 16, 2 | 12) || seed % 32 == 24,
+            at_once: seed % 16 == 12 || seed % 64 == 24,
             ahead: matches!(seed % 32, 4 | 24),
         };
         let count = rng.range(4, 14);
@@ -240,6 +243,8 @@ struct Theme {
     chain: Option<&'static str>,
     /// Writes come in batches. By the seed alone, too.
     batches: bool,
+    /// These are made durable at once.
+    at_once: bool,
     /// Places are staged ahead of writes. By the seed alone, too.
     ahead: bool,
 }
@@ -286,7 +291,8 @@ impl Theme {
                 0..10 if self.ahead => Does::StageAhead(rng.below(5) as u32),
                 0..45 if self.batches => {
                     let count = rng.range(1, 4);
-                    Does::Batch((0..count).map(|_| Write { stream: None, ..self.write(rng) }).collect())
+                    let writes = (0..count).map(|_| Write { stream: None, ..self.write(rng) }).collect();
+                    if self.at_once { Does::BatchAtOnce(writes) } else { Does::Batch(writes) }
                 }
                 0..45 => Does::Enqueue(self.write(rng)),
                 45..80 => Does::Replay {

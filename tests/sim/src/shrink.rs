@@ -150,14 +150,14 @@ fn at_hand(call: &mut Call) {
 fn writes(call: &mut Call) -> &mut [Write] {
     match &mut call.does {
         Does::Enqueue(write) => std::slice::from_mut(write),
-        Does::Batch(writes) => writes,
+        Does::Batch(writes) | Does::BatchAtOnce(writes) => writes,
         _ => &mut [],
     }
 }
 
 /// A batch without its last write.
 fn fewer(call: &mut Call) {
-    if let Does::Batch(writes) = &mut call.does
+    if let Does::Batch(writes) | Does::BatchAtOnce(writes) = &mut call.does
         && writes.len() > 1
     {
         writes.pop();

@@ -50,8 +50,16 @@ impl Errand {
             .map(|(request, body, ..)| WitWrite { request: request.clone(), body: body.to_vec() })
             .collect();
         let number = process.number;
+        let at_once = match does {
+            Does::BatchAtOnce(_) => self.at_once(process, &given).await?,
+            _ => None,
+        };
         let Process { store, exports, .. } = process;
-        let results = match exports.zddc_outbox_queue().call_enqueue_batch(&mut *store, &given).await? {
+        let results = match at_once {
+            Some(results) => results,
+            None => exports.zddc_outbox_queue().call_enqueue_batch(store, &given).await?,
+        };
+        let results = match results {
             Ok(results) => results,
             Err(error) => return self.note(number, Err(error), does),
         };
@@ -66,6 +74,26 @@ impl Errand {
             }
         }
         Ok(None)
+    }
+
+    /// What the host does where it can sync all at once. None where that failed, and nothing is queued.
+    async fn at_once(
+        &self,
+        process: &mut Process,
+        writes: &[WitWrite],
+    ) -> wasmtime::Result<Option<Result<Vec<Result<String, Error>>, Error>>> {
+        let Process { store, exports, .. } = process;
+        let batches = exports.zddc_outbox_queue().batch();
+        let batch = match batches.call_stage(&mut *store, writes).await? {
+            Ok(batch) => batch,
+            Err(error) => return Ok(Some(Err(error))),
+        };
+        let published = match store.data_mut().sync_all().await? {
+            Ok(()) => Some(batches.call_publish(&mut *store, batch).await?),
+            Err(_) => None,
+        };
+        batch.resource_drop_async(store).await?;
+        Ok(published)
     }
 
     /// Notes that a write was taken, and checks what can be checked at once.
