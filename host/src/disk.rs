@@ -1,6 +1,6 @@
 //! Making durable at once all that was written to a file system, rather than file by file (Linux's syncfs(2)): for a hundred
 //! files that takes hardly longer than for one. It writes what other programs have left to be written, too; where that
-//! takes long, files are synced by themselves for a while.
+//! is much, or took long, files are synced by themselves.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ mod imp {
     use std::fs::File;
     use std::io;
     use std::path::PathBuf;
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
     use std::time::{Duration, Instant};
 
     /// Magic numbers of statfs(2): ext2 to ext4, XFS, Btrfs, F2FS; tmpfs, where nothing is durable either way. Others may pass
@@ -42,6 +42,9 @@ mod imp {
 
     /// Since this version, a failure to write something is told here, too.
     const LINUX: (u32, u32) = (5, 8);
+
+    /// Where more KiB wait to be written, those of all programs, the sync would take long.
+    const MUCH: u64 = if cfg!(test) { 1 << 40 } else { 64 * 1024 };
 
     /// A sync that takes longer is not worth it: some sixty small files by themselves take about as long.
     const LONG: Duration = Duration::from_millis(100);
@@ -69,14 +72,31 @@ mod imp {
             })
         }
 
+        /// Whether it is worth while to sync it as a whole, as far as is known.
+        pub(crate) fn is_quick(&self) -> bool {
+            self.not_before().is_none_or(|at| Instant::now() >= at)
+        }
+
         /// To be called before anything is written: each who has it open by then is told of a failure, once. None where files
         /// are better synced by themselves.
         pub(crate) fn begin(&self) -> Option<Unsynced<'_>> {
-            let not_before = *self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-            match not_before.is_some_and(|at| Instant::now() < at) {
-                true => None,
-                false => Some(Unsynced { disk: self, dir: open(&self.dir)? }),
+            if !self.is_quick() {
+                return None;
             }
+            let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+            if dirty(&meminfo)? > MUCH {
+                self.pause();
+                return None;
+            }
+            Some(Unsynced { disk: self, dir: open(&self.dir)? })
+        }
+
+        fn pause(&self) {
+            *self.not_before() = Some(Instant::now() + PAUSE);
+        }
+
+        fn not_before(&self) -> MutexGuard<'_, Option<Instant>> {
+            self.not_before.lock().unwrap_or_else(PoisonError::into_inner)
         }
     }
 
@@ -100,11 +120,16 @@ mod imp {
             let begun = Instant::now();
             let synced = syncfs(&self.dir);
             if begun.elapsed() > LONG {
-                let mut not_before = self.disk.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-                *not_before = Some(Instant::now() + PAUSE);
+                self.disk.pause();
             }
             Ok(synced?)
         }
+    }
+
+    /// KiB that wait to be written, from proc(5)'s meminfo.
+    fn dirty(meminfo: &str) -> Option<u64> {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix("Dirty:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
     }
 
     fn tells_failures() -> bool {
@@ -120,14 +145,21 @@ mod imp {
         use super::*;
 
         #[test]
+        fn what_waits_to_be_written_is_told() {
+            let text = "MemFree:  1 kB\nDirty:             17344 kB\nWriteback:             5 kB\n";
+            assert_eq!(dirty(text), Some(17344));
+            assert_eq!(dirty("Writeback: 5 kB\n"), None);
+        }
+
+        #[test]
         fn after_a_long_sync_files_are_synced_by_themselves_for_a_while() {
             // Memory, or else a directory of the build's.
             let dirs = [Path::new("/dev/shm"), Path::new(env!("CARGO_MANIFEST_DIR"))];
             let Some(disk) = dirs.into_iter().find_map(Disk::of) else { return };
-            assert!(disk.begin().is_some());
-            *disk.not_before.lock().unwrap() = Some(Instant::now() + PAUSE);
-            assert!(disk.begin().is_none());
-            *disk.not_before.lock().unwrap() = Instant::now().checked_sub(PAUSE);
+            assert!(disk.is_quick() && disk.begin().is_some());
+            disk.pause();
+            assert!(!disk.is_quick() && disk.begin().is_none());
+            *disk.not_before() = Instant::now().checked_sub(PAUSE);
             assert!(disk.begin().is_some_and(|unsynced| unsynced.sync().is_ok()));
         }
 

@@ -27,19 +27,29 @@ const AT_ONCE: usize = 4;
 
 /// The callers of one outbox.
 pub(crate) struct Gather {
-    /// Calls that run side by side.
-    turns: Semaphore,
-    /// How many these are: as instances are kept, at most. A fresh one must look through the queue's names before it gives
-    /// out its first id.
-    beside: usize,
-    /// Large bodies, which wait for no small ones.
-    large: Semaphore,
+    /// As many calls run side by side as instances are kept: a fresh one must look through the queue's names before it
+    /// gives out its first id.
+    turns: Turns,
+    /// The same where the disk is synced as a whole.
+    at_once: Turns,
     /// Where what is queued together is made durable at once.
     disk: Option<Arc<Disk>>,
     waiting: Mutex<VecDeque<Waiting>>,
     /// Those that have no answer yet.
     callers: AtomicUsize,
     pace: Pace,
+}
+
+/// Calls that run side by side.
+struct Turns {
+    free: Semaphore,
+    count: usize,
+}
+
+impl Turns {
+    fn new(count: usize) -> Turns {
+        Turns { free: Semaphore::new(count), count }
+    }
 }
 
 /// A write whose caller waits for its turn, or for somebody who takes it along.
@@ -67,11 +77,9 @@ impl Drop for Caller<'_> {
 impl Gather {
     /// For callers whose writes are made durable, on this disk at once where it is known.
     pub(crate) fn new(disk: Option<Disk>) -> Gather {
-        let beside = if disk.is_some() { AT_ONCE } else { KEPT };
         Gather {
-            turns: Semaphore::new(beside),
-            beside,
-            large: Semaphore::new(KEPT),
+            turns: Turns::new(KEPT),
+            at_once: Turns::new(AT_ONCE),
             disk: disk.map(Arc::new),
             waiting: Mutex::default(),
             callers: AtomicUsize::new(0),
@@ -88,10 +96,14 @@ impl Gather {
     ) -> Result<String, Error> {
         let _caller = Caller::new(&self.callers);
         if body.len() > SMALL {
-            let _turn = self.large.acquire().await.map_err(|_| Error::ShutDown)?;
+            let _turn = self.turns.free.acquire().await.map_err(|_| Error::ShutDown)?;
             return alone(queue, request, body, false).await;
         }
-        if let Ok(_turn) = self.turns.try_acquire() {
+        let turns = match &self.disk {
+            Some(disk) if disk.is_quick() => &self.at_once,
+            _ => &self.turns,
+        };
+        if let Ok(_turn) = turns.free.try_acquire() {
             // What several callers do keeps the processors busy, or the disk.
             let quick = self.pace.begin() && self.callers.load(Ordering::Relaxed) == 1;
             let queued = alone(queue, request, body, quick).await;
@@ -104,9 +116,9 @@ impl Gather {
             let turn = tokio::select! {
                 biased;
                 answer = &mut answered => return answer.unwrap_or(Err(Error::ShutDown)),
-                turn = self.turns.acquire() => turn.map_err(|_| Error::ShutDown)?,
+                turn = turns.free.acquire() => turn.map_err(|_| Error::ShutDown)?,
             };
-            let share = self.share();
+            let share = self.share(turns);
             if share.is_empty() {
                 // Somebody has taken it along.
                 drop(turn);
@@ -117,8 +129,8 @@ impl Gather {
     }
 
     /// What the next call takes along: with all calls at work, everybody has the same share.
-    fn share(&self) -> Vec<Waiting> {
-        let count = self.callers.load(Ordering::Relaxed).div_ceil(self.beside).clamp(1, TOGETHER);
+    fn share(&self, turns: &Turns) -> Vec<Waiting> {
+        let count = self.callers.load(Ordering::Relaxed).div_ceil(turns.count).clamp(1, TOGETHER);
         let mut waiting = self.waiting();
         let mut share = Vec::new();
         while share.len() < count
@@ -130,11 +142,6 @@ impl Gather {
             }
         }
         share
-    }
-
-    #[cfg(test)]
-    pub(crate) fn disk(&self) -> Option<Arc<Disk>> {
-        self.disk.clone()
     }
 
     fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<Waiting>> {
@@ -245,45 +252,64 @@ fn take(share: &Mutex<Vec<Waiting>>) -> Vec<Waiting> {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use crate::disk::Disk;
-    use crate::{Body, Outbox, Write};
-    use std::sync::atomic::Ordering;
+    use super::*;
+    use crate::Outbox;
+    use std::path::Path;
+    use tempfile::TempDir;
 
-    /// Has many callers queue, until some of what they queue was to be made durable at once.
-    async fn queue_together(outbox: &Outbox, disk: &Disk) -> usize {
-        let mut queued = 0;
-        while disk.test.syncs.load(Ordering::Relaxed) == 0 {
-            let callers: Vec<_> = (0..64)
-                .map(|n| {
-                    let outbox = outbox.clone();
-                    let body = Body::from(format!("{n}"));
-                    let write = Write::new("PUT", format!("/{n}"));
-                    tokio::spawn(async move { outbox.enqueue_write(write, body).await })
-                })
-                .collect();
-            for caller in callers {
-                caller.await.unwrap().unwrap();
-                queued += 1;
-            }
-        }
-        queued
+    /// An outbox on a file system that is known: in memory, where there is such a directory.
+    fn outbox() -> Option<(TempDir, Outbox, Arc<Disk>)> {
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let root = tempfile::tempdir_in(parent).ok()?;
+        let outbox = Outbox::builder(root.path()).open().ok()?;
+        let disk = outbox.0.gather.disk.clone()?;
+        Some((root, outbox, disk))
+    }
+
+    fn staged(root: &TempDir) -> usize {
+        std::fs::read_dir(root.path().join(".zddc-outbox/.staging")).map_or(0, Iterator::count)
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_many_queue_is_made_durable_at_once_or_else_by_itself() {
-        for fails in [false, true] {
-            // In memory where there is such a directory: the disk may be of a kind that is not known.
-            let parent = std::path::Path::new("/dev/shm");
-            let parent = if parent.is_dir() { parent.to_owned() } else { std::env::temp_dir() };
-            let root = tempfile::tempdir_in(parent).unwrap();
-            let outbox = Outbox::builder(root.path()).open().unwrap();
-            let Some(disk) = outbox.0.gather.disk() else { return };
+    async fn where_the_disk_cannot_be_synced_nothing_is_queued_at_once() {
+        let Some((root, outbox, disk)) = outbox() else { return };
+        for (fails, queued) in [(true, None), (false, Some(3))] {
             disk.test.fails.store(fails, Ordering::Relaxed);
-            let queued = queue_together(&outbox, &disk).await;
-            assert_eq!(outbox.count().await.unwrap().pending as usize, queued);
+            let disk = disk.clone();
+            let job = async move |instance: &mut Instance| {
+                let request: Request = crate::Write::new("PUT", "/x").into();
+                let writes = vec![Write { request, body: b"x".to_vec() }; 3];
+                at_once(instance, disk.begin().unwrap(), &writes).await
+            };
+            let results = outbox.0.queue.call(job).await.unwrap();
+            assert_eq!(results.map(|results| results.iter().flatten().count()), queued);
+            assert_eq!(outbox.count().await.unwrap().pending as usize, queued.unwrap_or(0));
+            assert_eq!(staged(&root), 0);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_many_queue_is_made_durable_at_once_and_else_by_itself() {
+        for fails in [false, true] {
+            let Some((root, outbox, disk)) = outbox() else { return };
+            disk.test.fails.store(fails, Ordering::Relaxed);
+            let mut queued = 0;
+            while disk.test.syncs.load(Ordering::Relaxed) == 0 {
+                let write = |n| {
+                    let outbox = outbox.clone();
+                    let write = crate::Write::new("PUT", format!("/{n}"));
+                    tokio::spawn(async move { outbox.enqueue_write(write, "x".into()).await })
+                };
+                let callers: Vec<_> = (0..64).map(write).collect();
+                for caller in callers {
+                    caller.await.unwrap().unwrap();
+                    queued += 1;
+                }
+            }
+            assert_eq!(outbox.count().await.unwrap().pending, queued);
             assert_eq!(outbox.verify().await.unwrap(), []);
-            let staging = root.path().join(".zddc-outbox/.staging");
-            assert_eq!(std::fs::read_dir(staging).unwrap().count(), 0);
+            assert_eq!(staged(&root), 0);
         }
     }
 }
