@@ -19,15 +19,19 @@ use crate::write::Write;
 use bytes::Bytes;
 use serde::Serialize;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tokio::time::timeout;
 
 /// Events that a slow subscriber may be behind before it loses the oldest.
 const EVENT_BACKLOG: usize = 4096;
 
-/// After so many entries have left the queue in a pass, their files are deleted in one go, on another thread, which steps
-/// back behind everybody else's: in steps that are shorter than a near server's replies to what is under way.
-const SWEEP_EVERY: u32 = 16;
+/// After so many entries have left the queue in a pass, or after this time, their files are deleted in one go, on another
+/// thread, which steps back behind all others. Each time costs a sync, and large bodies are to make room soon.
+const SWEEP_EVERY: u32 = 256;
+const SWEEP_AFTER: Duration = Duration::from_secs(1);
 
 /// An outbox. Cheap to clone; all clones are the same outbox.
 #[derive(Clone)]
@@ -358,18 +362,21 @@ impl Inner {
 
     /// One pass. The caller holds the lock.
     pub(crate) async fn pass(&self, wake: bool, resume: Option<Resume>) -> Result<Report, Error> {
-        let sweep_every = self.recipe.many.then_some(SWEEP_EVERY);
-        let options =
-            replayer::Options { wake, resume: resume.map(Into::into), budget_ms: None, sweep_every };
+        let (resume, sweep_every) = (resume.map(Into::into), Some(SWEEP_EVERY));
+        let options = replayer::Options { wake, resume, budget_ms: None, sweep_every };
         let events = self.events.clone();
         let stop = self.stop.subscribe();
-        let (full, batches) = mpsc::unbounded_channel();
-        let sweeper = sweep_every.map(|_| tokio::spawn(sweep(self.sweeper.clone(), batches)));
-        let job = async move |instance: &mut Instance| pass(instance, options, events, full, stop).await;
+        let (full, many_left) = mpsc::unbounded_channel();
+        let left = Arc::new(AtomicU32::new(0));
+        let sweeping = tokio::spawn(sweep(self.sweeper.clone(), left.clone(), many_left));
+        let gone = move || {
+            if left.fetch_add(1, Ordering::Relaxed) + 1 == SWEEP_EVERY {
+                let _ = full.send(());
+            }
+        };
+        let job = async move |instance: &mut Instance| pass(instance, options, events, gone, stop).await;
         let report = self.replayer.call(job, |report: &Report| report.remaining > 0).await;
-        if let Some(sweeper) = sweeper {
-            let _ = sweeper.await;
-        }
+        let _ = sweeping.await;
         if let Ok(report) = &report {
             self.events.tell(|| Event::Pass(report.clone()));
             let mut known = self.known();
@@ -396,14 +403,13 @@ async fn pass(
     instance: &mut Instance,
     options: replayer::Options,
     events: Events,
-    full: mpsc::UnboundedSender<()>,
+    gone: impl Fn(),
     mut stop: watch::Receiver<bool>,
 ) -> Result<Report, Error> {
     let pass = instance
         .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_start(store, &options).await)
         .await??;
     let mut stopped = false;
-    let mut gone: u32 = 0;
     loop {
         if *stop.borrow_and_update() && !stopped {
             stopped = true;
@@ -418,10 +424,8 @@ async fn pass(
             .await?;
         match next {
             Ok(Some(event)) => {
-                gone += u32::from(leaves(event.outcome));
-                if gone == SWEEP_EVERY {
-                    gone = 0;
-                    let _ = full.send(());
+                if leaves(event.outcome) {
+                    gone();
                 }
                 events.tell(|| Event::Delivery(Delivery::from(event)));
             }
@@ -445,10 +449,13 @@ fn leaves(outcome: replayer::Outcome) -> bool {
     matches!(outcome, Outcome::Delivered | Outcome::Dropped | Outcome::Superseded)
 }
 
-/// Deletes the files of what has left the queue in a pass, beside it.
-async fn sweep(sweeper: Arc<Worker>, mut batches: mpsc::UnboundedReceiver<()>) {
-    while batches.recv().await.is_some() {
-        while batches.try_recv().is_ok() {}
+/// Deletes the files of what has left the queue in a pass, beside it: each time there are many, and otherwise after a while.
+/// The last ones are the pass's own.
+async fn sweep(sweeper: Arc<Worker>, left: Arc<AtomicU32>, mut many_left: mpsc::UnboundedReceiver<()>) {
+    while !matches!(timeout(SWEEP_AFTER, many_left.recv()).await, Ok(None)) {
+        if left.swap(0, Ordering::Relaxed) == 0 {
+            continue;
+        }
         let job = async |instance: &mut Instance| {
             let swept = instance
                 .guard(async |exports, store| exports.zddc_outbox_queue().call_sweep(store).await)
@@ -469,7 +476,7 @@ async fn release(instance: &mut Instance, pass: wasmtime::component::ResourceAny
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn an_idle_outbox_keeps_neither_thread_nor_instance_and_goes_on_when_it_is_needed() {

@@ -15,7 +15,7 @@ pub(crate) struct Recipe {
     pub(crate) env: Arc<Vec<(String, String)>>,
     pub(crate) egress: Egress,
     pub(crate) limits: Limits,
-    /// Several requests may be under way at once: then other threads carry them, and sweep.
+    /// Several requests may be under way at once: then another thread carries them.
     pub(crate) many: bool,
     /// Whether entries of other processes wake the driver.
     pub(crate) watch: bool,
