@@ -29,7 +29,7 @@ impl Test {
 #[cfg(target_os = "linux")]
 mod imp {
     use super::Path;
-    use rustix::fs::{FsWord, fstatfs, syncfs};
+    use rustix::fs::{fstatfs, syncfs};
     use std::fs::File;
     use std::io;
     use std::path::PathBuf;
@@ -38,7 +38,7 @@ mod imp {
 
     /// Magic numbers of statfs(2): ext2 to ext4, XFS, Btrfs, F2FS; tmpfs, where nothing is durable either way. Others may pass
     /// fsync on to somebody (FUSE, network file systems), and not this.
-    const KNOWN: [FsWord; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994];
+    const KNOWN: [u32; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994];
 
     /// Since this version, a failure to write something is told here, too.
     const LINUX: (u32, u32) = (5, 8);
@@ -103,7 +103,7 @@ mod imp {
     /// Opens a directory on a file system of a known kind: something else may be mounted there since.
     fn open(dir: &Path) -> Option<File> {
         let dir = File::open(dir).ok()?;
-        KNOWN.contains(&fstatfs(&dir).ok()?.f_type).then_some(dir)
+        KNOWN.contains(&(fstatfs(&dir).ok()?.f_type as u32)).then_some(dir)
     }
 
     /// A file system to which something is being written.
