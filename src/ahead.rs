@@ -148,7 +148,7 @@ impl Ahead {
         of: &Entry,
         busy: impl Fn(EntryId) -> bool,
     ) -> (Vec<EntryId>, u64) {
-        let added = self.refresh(queue);
+        let added = self.refresh(queue, |id| id == of.id || busy(id));
         while self.read.len() < WINDOW && self.read_one(queue) {}
         let mut next = self.continuing(of);
         if next.is_empty() && self.find_overtaken(queue, of, busy) {
@@ -209,8 +209,9 @@ impl Ahead {
         queue: &Queue,
         upstream: &Upstream,
         of: &Entry,
+        busy: impl Fn(EntryId) -> bool,
     ) -> (Option<&mut Entry>, u64) {
-        let added = self.refresh(queue);
+        let added = self.refresh(queue, |id| id == of.id || busy(id));
         while self.read.len() < WINDOW && self.read_one(queue) {}
         if self.forgotten {
             return (None, added);
@@ -245,8 +246,8 @@ impl Ahead {
         true
     }
 
-    /// Looks for what was queued meanwhile; how much that is.
-    fn refresh(&mut self, queue: &Queue) -> u64 {
+    /// Looks for what was queued meanwhile; how much that is. What is `known` is not read again.
+    fn refresh(&mut self, queue: &Queue, known: impl Fn(EntryId) -> bool) -> u64 {
         let now = monotonic_clock::now();
         if self.listing_took <= CHEAP {
             self.noted = enqueue::noted(&enqueue::notes(queue).unwrap_or_default()).collect();
@@ -258,8 +259,19 @@ impl Ahead {
             return 0;
         }
         // What cannot be listed now is left to the next pass.
-        let mut fresh = queue.ids().unwrap_or_default();
-        fresh.retain(|id| self.newest.is_none_or(|newest| *id > newest));
+        let mut earlier = queue.ids().unwrap_or_default();
+        let count = earlier.partition_point(|id| self.newest.is_some_and(|newest| *id <= newest));
+        let fresh = earlier.split_off(count);
+        // One that was published late is not sent in this pass, but may inherit. Its writer may have noted a later id since.
+        for id in earlier {
+            let is_known = self.forgotten
+                || self.entries.contains_key(&id)
+                || self.unread.binary_search(&id).is_ok()
+                || known(id);
+            if !is_known && let Ok(entry) = queue.load(id) {
+                self.leave(entry);
+            }
+        }
         self.newest = fresh.last().copied().or(self.newest);
         self.latest = self.latest.max(self.newest);
         self.listed_at = monotonic_clock::now();

@@ -1,7 +1,7 @@
 //! What is looked at before a write leaves: whether it may have left before, and whether it need not leave at all.
 
 use super::Pass;
-use super::settle::Settled;
+use super::settle::{Settled, is_busy};
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
 use crate::failure::Failure;
 use crate::guest;
@@ -65,8 +65,9 @@ impl Pass {
             return None;
         }
         self.list().ok()?;
-        let Pass { ahead, queue, upstream, report, .. } = self;
-        let (next, added) = ahead.as_mut()?.superseder(queue, upstream, entry);
+        let Pass { ahead, queue, upstream, report, flights, next, .. } = self;
+        let (next, added) =
+            ahead.as_mut()?.superseder(queue, upstream, entry, |id| is_busy(flights, next, id));
         report.remaining += added;
         let next = next?;
         next.state.validator = Some(Validator::from_base(&entry.base()));

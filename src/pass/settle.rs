@@ -76,7 +76,7 @@ impl From<Settled> for Step {
 }
 
 /// Whether an entry is in flight, or about to be.
-fn is_busy(flights: &[Flight], next: &Option<Prepared>, id: EntryId) -> bool {
+pub(super) fn is_busy(flights: &[Flight], next: &Option<Prepared>, id: EntryId) -> bool {
     flights.iter().any(|flight| flight.task.entry.id == id)
         || next.as_ref().is_some_and(|next| next.entry.id == id)
 }

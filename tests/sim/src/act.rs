@@ -103,11 +103,12 @@ impl Errand {
         let Err(error) = result else { return Ok(None) };
         let broken = matches!(does, Does::Enqueue(Write { stream: Some(s), .. }) if s.breaks_at.is_some());
         let batch = matches!(does, Does::Batch(_) | Does::BatchAtOnce(_));
+        let stages = matches!(does, Does::Enqueue(_) | Does::StageAhead(_));
         let acceptable = match error {
             // A descriptor that was open when some sync failed learns of it later.
             Error::NoSpace => world.faulted,
             // A write takes an hour by the wall clock when that is set meanwhile, and may be swept away.
-            Error::Io(_) if world.jumped && (batch || matches!(does, Does::Enqueue(_))) => true,
+            Error::Io(_) if world.jumped && (batch || stages) => true,
             Error::Io(_) => world.faulted || world.failed_syncs > 0,
             Error::BodyFailed(_) => broken,
             // Those before it in a batch counted, and may have been taken out again when their sync failed.
