@@ -258,11 +258,11 @@ mod tests {
     use tempfile::TempDir;
 
     /// An outbox on a file system that is known: in memory, where there is such a directory.
-    fn outbox() -> Option<(TempDir, Outbox, Arc<Disk>)> {
+    fn outbox(max_entries: Option<u64>) -> Option<(TempDir, Outbox, Arc<Disk>)> {
         let memory = Path::new("/dev/shm");
         let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
         let root = tempfile::tempdir_in(parent).ok()?;
-        let outbox = Outbox::builder(root.path()).open().ok()?;
+        let outbox = Outbox::builder(root.path()).max_entries(max_entries).open().ok()?;
         let disk = outbox.0.gather.disk.clone()?;
         Some((root, outbox, disk))
     }
@@ -271,18 +271,24 @@ mod tests {
         std::fs::read_dir(root.path().join(".zddc-outbox/.staging")).map_or(0, Iterator::count)
     }
 
+    /// Queues three writes at once; what became of each.
+    async fn three(outbox: &Outbox, disk: &Arc<Disk>) -> Option<Vec<Result<String, wit::Error>>> {
+        let disk = disk.clone();
+        let job = async move |instance: &mut Instance| {
+            let request: Request = crate::Write::new("PUT", "/x").into();
+            let writes = vec![Write { request, body: b"x".to_vec() }; 3];
+            let unsynced = disk.begin().ok_or(Error::ShutDown)?;
+            at_once(instance, unsynced, &writes).await
+        };
+        outbox.0.queue.call(job).await.ok()?
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn where_the_disk_cannot_be_synced_nothing_is_queued_at_once() {
-        let Some((root, outbox, disk)) = outbox() else { return };
+        let Some((root, outbox, disk)) = outbox(None) else { return };
         for (fails, queued) in [(true, None), (false, Some(3))] {
             disk.test.fails.store(fails, Ordering::Relaxed);
-            let disk = disk.clone();
-            let job = async move |instance: &mut Instance| {
-                let request: Request = crate::Write::new("PUT", "/x").into();
-                let writes = vec![Write { request, body: b"x".to_vec() }; 3];
-                at_once(instance, disk.begin().unwrap(), &writes).await
-            };
-            let results = outbox.0.queue.call(job).await.unwrap();
+            let results = three(&outbox, &disk).await;
             assert_eq!(results.map(|results| results.iter().flatten().count()), queued);
             assert_eq!(outbox.count().await.unwrap().pending as usize, queued.unwrap_or(0));
             assert_eq!(staged(&root), 0);
@@ -290,9 +296,19 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_limit_holds_within_what_is_queued_at_once_and_after_it_failed() {
+        let Some((_root, outbox, disk)) = outbox(Some(2)) else { return };
+        disk.test.fails.store(true, Ordering::Relaxed);
+        assert!(three(&outbox, &disk).await.is_none());
+        disk.test.fails.store(false, Ordering::Relaxed);
+        let results = three(&outbox, &disk).await.unwrap();
+        assert!(matches!(&results[..], [Ok(_), Ok(_), Err(wit::Error::QueueFull(_))]), "{results:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn what_many_queue_is_made_durable_at_once_and_else_by_itself() {
         for fails in [false, true] {
-            let Some((root, outbox, disk)) = outbox() else { return };
+            let Some((root, outbox, disk)) = outbox(None) else { return };
             disk.test.fails.store(fails, Ordering::Relaxed);
             let mut queued = 0;
             while disk.test.syncs.load(Ordering::Relaxed) == 0 {
