@@ -9,7 +9,7 @@ use crate::bindings::exports::zddc::outbox::queue::Write;
 use crate::config::Config;
 use crate::enqueue::{Body, Published, Ready, publish, settle, stage_unsynced};
 use crate::id::EntryId;
-use crate::limits::{self, Limits};
+use crate::limits::{self, Limits, Reserved};
 use crate::queue::Queue;
 
 /// Queues writes in this order, each by itself: one that is refused or fails does not keep the others out.
@@ -21,21 +21,25 @@ pub fn enqueue(config: &Config, queue: &Queue, writes: &[Write]) -> Vec<Result<E
 /// Writes that are staged, or why not, in order.
 pub struct Batch {
     limits: Limits,
-    staged: Vec<Result<Ready>>,
+    staged: Vec<Result<(Ready, Reserved)>>,
 }
 
 impl Batch {
     /// Stages writes in this order, each by itself, without a sync.
     pub fn stage(config: &Config, queue: &Queue, writes: &[Write]) -> Batch {
-        let stage = |write| stage_unsynced(config, queue, write).inspect(|ready| limits::reserve(ready.size));
+        let stage = |write| {
+            let ready = stage_unsynced(config, queue, write)?;
+            let reserved = limits::reserve(ready.size);
+            Ok((ready, reserved))
+        };
         Batch { limits: config.limits, staged: writes.iter().map(stage).collect() }
     }
 
     /// Moves them into the queue, which is made durable.
     pub fn publish(self, queue: &Queue) -> Vec<Result<EntryId>> {
         let Batch { limits, staged } = self;
-        let publish = |ready: Ready| {
-            limits::release(ready.size);
+        let publish = |(ready, reserved): (Ready, Reserved)| {
+            drop(reserved);
             ready.publish(limits, queue)
         };
         let published: Vec<_> = staged.into_iter().map(|staged| staged.and_then(publish)).collect();
@@ -44,8 +48,7 @@ impl Batch {
 
     /// Removes what was staged.
     pub fn discard(self, queue: &Queue) {
-        for ready in self.staged.into_iter().flatten() {
-            limits::release(ready.size);
+        for (ready, _) in self.staged.into_iter().flatten() {
             ready.discard(queue);
         }
     }

@@ -102,18 +102,24 @@ thread_local! {
     static RESERVED: Cell<Totals> = const { Cell::new(Totals { entries: 0, bytes: 0 }) };
 }
 
-/// Keeps room for an entry that is to be published with others, until [`release`].
-pub fn reserve(size: u64) {
-    RESERVED.set(RESERVED.get().and(Totals { entries: 1, bytes: size }));
+/// Room that is kept for an entry which is to be published with others, as long as this lives.
+pub struct Reserved(Totals);
+
+/// Keeps room for an entry of this size.
+pub fn reserve(size: u64) -> Reserved {
+    let reserved = Totals { entries: 1, bytes: size };
+    RESERVED.set(RESERVED.get().and(reserved));
+    Reserved(reserved)
 }
 
-/// Ends that.
-pub fn release(size: u64) {
-    let reserved = RESERVED.get();
-    RESERVED.set(Totals {
-        entries: reserved.entries.saturating_sub(1),
-        bytes: reserved.bytes.saturating_sub(size),
-    });
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let all = RESERVED.get();
+        RESERVED.set(Totals {
+            entries: all.entries.saturating_sub(self.0.entries),
+            bytes: all.bytes.saturating_sub(self.0.bytes),
+        });
+    }
 }
 
 /// Bytes on disk of an entry with this body and this meta.json.
