@@ -36,6 +36,7 @@ mod recipe;
 mod root;
 mod runtime;
 mod sandbox;
+mod sweep;
 mod watch;
 mod worker;
 mod write;

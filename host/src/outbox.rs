@@ -13,25 +13,18 @@ use crate::model::{Counts, Delivery, Entry, Event, Finding, Health, Item, Report
 use crate::recipe::Recipe;
 use crate::root::{self, Lock};
 use crate::sandbox::{Instance, State};
+use crate::sweep;
 use crate::watch::Watches;
 use crate::worker::Worker;
 use crate::write::Write;
 use bytes::Bytes;
 use serde::Serialize;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
-use tokio::sync::{Notify, broadcast, mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{Notify, broadcast, watch};
 
 /// Events that a slow subscriber may be behind before it loses the oldest.
 const EVENT_BACKLOG: usize = 4096;
-
-/// After so many entries have left the queue in a pass, or after this time, their files are deleted in one go, on another
-/// thread, which steps back behind all others. Each time costs a sync, and large bodies are to make room soon.
-const SWEEP_EVERY: u32 = 256;
-const SWEEP_AFTER: Duration = Duration::from_secs(1);
 
 /// An outbox. Cheap to clone; all clones are the same outbox.
 #[derive(Clone)]
@@ -362,18 +355,11 @@ impl Inner {
 
     /// One pass. The caller holds the lock.
     pub(crate) async fn pass(&self, wake: bool, resume: Option<Resume>) -> Result<Report, Error> {
-        let (resume, sweep_every) = (resume.map(Into::into), Some(SWEEP_EVERY));
+        let (resume, sweep_every) = (resume.map(Into::into), Some(sweep::EVERY));
         let options = replayer::Options { wake, resume, budget_ms: None, sweep_every };
         let events = self.events.clone();
         let stop = self.stop.subscribe();
-        let (full, many_left) = mpsc::unbounded_channel();
-        let left = Arc::new(AtomicU32::new(0));
-        let sweeping = tokio::spawn(sweep(self.sweeper.clone(), left.clone(), many_left));
-        let gone = move || {
-            if left.fetch_add(1, Ordering::Relaxed) + 1 == SWEEP_EVERY {
-                let _ = full.send(());
-            }
-        };
+        let (gone, sweeping) = sweep::beside(self.sweeper.clone());
         let job = async move |instance: &mut Instance| pass(instance, options, events, gone, stop).await;
         let report = self.replayer.call(job, |report: &Report| report.remaining > 0).await;
         let _ = sweeping.await;
@@ -449,26 +435,6 @@ fn leaves(outcome: replayer::Outcome) -> bool {
     matches!(outcome, Outcome::Delivered | Outcome::Dropped | Outcome::Superseded)
 }
 
-/// Deletes the files of what has left the queue in a pass, beside it: each time there are many, and otherwise after a while.
-/// The last ones are the pass's own.
-async fn sweep(sweeper: Arc<Worker>, left: Arc<AtomicU32>, mut many_left: mpsc::UnboundedReceiver<()>) {
-    while !matches!(timeout(SWEEP_AFTER, many_left.recv()).await, Ok(None)) {
-        if left.swap(0, Ordering::Relaxed) == 0 {
-            continue;
-        }
-        let job = async |instance: &mut Instance| {
-            let swept = instance
-                .guard(async |exports, store| exports.zddc_outbox_queue().call_sweep(store).await)
-                .await?;
-            Ok(swept?)
-        };
-        // What stays takes space only, until the next sweep.
-        if let Err(error) = sweeper.call(job, |()| false).await {
-            tracing::debug!("sweep: {error}");
-        }
-    }
-}
-
 async fn release(instance: &mut Instance, pass: wasmtime::component::ResourceAny) -> Result<(), Error> {
     instance.guard(async |_, store| pass.resource_drop_async(store).await).await
 }
@@ -476,7 +442,7 @@ async fn release(instance: &mut Instance, pass: wasmtime::component::ResourceAny
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn an_idle_outbox_keeps_neither_thread_nor_instance_and_goes_on_when_it_is_needed() {

@@ -1,7 +1,7 @@
 //! Connections that fail, stall or crawl, and bodies that are large, slow or broken.
 
 use crate::kit::{builder, open, path, replay, root, send, soon, tree};
-use crate::upstream::{Act, Checksum, Reply, ReservedPort, Upstream};
+use crate::upstream::{Act, Checksum, Gate, Reply, ReservedPort, Seen, Upstream};
 use bytes::Bytes;
 use http_body::Frame;
 use outbox_host::{Body, Error, Health, Outbox, Outcome, Write};
@@ -66,6 +66,32 @@ fn assert_nothing_behind(root: &Path) {
     assert!(tree(root).is_empty(), "{:?}", tree(root));
     let staging = std::fs::read_dir(path(root, ".staging")).map_or(0, Iterator::count);
     assert_eq!(staging, 0);
+}
+
+#[tokio::test]
+async fn what_was_delivered_makes_room_while_the_next_reply_is_waited_for() {
+    let (root, gate) = (root(), Gate::new());
+    let held = gate.clone();
+    let server = Upstream::start(move |seen: &Seen| match seen.target.as_str() {
+        "/0" => Act::from(204),
+        _ => Act::ReplyAfter(held.clone(), Reply::new(204)),
+    });
+    let outbox = open(root.path(), &server.url());
+    for uri in ["/0", "/1"] {
+        send(&outbox, "PUT", uri, "x").await;
+    }
+    let replaying = outbox.clone();
+    let pass = tokio::spawn(async move { replaying.replay().await });
+    soon("the second request", server.wait_for(2)).await;
+    let staged = || std::fs::read_dir(path(root.path(), ".staging")).unwrap().count();
+    soon("the first one's deletion", async {
+        while staged() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    gate.open();
+    assert_eq!(pass.await.unwrap().unwrap().delivered, 2);
 }
 
 #[tokio::test]
