@@ -28,6 +28,8 @@ mod error;
 mod gather;
 mod instances;
 mod lease;
+#[cfg(unix)]
+mod listing;
 mod model;
 mod outbox;
 mod pace;

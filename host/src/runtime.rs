@@ -67,6 +67,8 @@ impl Runtime {
         let mut linker: Linker<State> = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+        #[cfg(unix)]
+        crate::listing::replace(&mut linker)?;
         let pre = OutboxPre::new(linker.instantiate_pre(&component)?)?;
         let clock = EpochClock::start(&engine);
         Ok(Runtime(Arc::new(Shared {
