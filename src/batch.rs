@@ -58,6 +58,10 @@ impl Batch {
 fn settle_each(queue: &Queue, published: Vec<Result<Published>>) -> Vec<Result<EntryId>> {
     let ids: Vec<Result<EntryId>> =
         published.iter().map(|done| done.as_ref().map(|done| done.id).map_err(Clone::clone)).collect();
+    // For nothing, no sync: one that failed would undo what was taken out again before, and is not durably out yet.
+    if published.iter().all(Result::is_err) {
+        return ids;
+    }
     match settle(queue, published.into_iter().flatten()) {
         Ok(()) => ids,
         Err(error) => ids.into_iter().map(|done| done.and(Err(error.clone()))).collect(),
