@@ -94,6 +94,11 @@ impl Reply {
         std::str::from_utf8(value).ok()
     }
 
+    /// Whether it is a 2xx.
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
     /// Whether anything follows the head (RFC 9110 section 8.6, RFC 9112 section 6.3).
     fn has_content(&self) -> bool {
         !matches!(self.status, 204 | 304) && self.header("content-length") != Some("0")
@@ -162,9 +167,18 @@ struct Comparison {
     hash: Box<Xxh3>,
 }
 
-impl Exchange {
-    /// Hands the request to the host.
-    pub fn start(upstream: &Upstream, request: Request<'_>, timeouts: Timeouts) -> Result<Exchange, Failure> {
+/// A request that is put together. Dropping it sends nothing.
+pub struct Draft {
+    sending: Option<Sending>,
+    outgoing: OutgoingRequest,
+    compare: Option<Content>,
+    timeouts: Timeouts,
+    body_len: u64,
+}
+
+impl Draft {
+    /// Puts a request together.
+    pub fn new(upstream: &Upstream, request: Request<'_>, timeouts: Timeouts) -> Result<Draft, Failure> {
         let refused = |what: &str| Failure::NoReply(format!("the host refuses the request's {what}"));
         let headers = Fields::from_list(&request.headers).map_err(|_| refused("headers"))?;
         let outgoing = OutgoingRequest::new(headers);
@@ -183,27 +197,39 @@ impl Exchange {
             }
             // Only with a body: a host would send an unfinished, empty one in chunks.
             Some(body) => {
-                let outgoing = outgoing.body().map_err(|()| refused("body"))?;
-                let stream = outgoing.write().map_err(|()| refused("body"))?;
-                Some((body, outgoing, stream))
+                let into = outgoing.body().map_err(|()| refused("body"))?;
+                let stream = into.write().map_err(|()| refused("body"))?;
+                let (ready, hash) = (OnceCell::new(), Box::new(Xxh3::new()));
+                Some(Sending { ready, stream, outgoing: into, body, offset: 0, hash })
             }
         };
+        let Request { compare, .. } = request;
+        Ok(Draft { sending, outgoing, compare, timeouts, body_len })
+    }
+
+    /// Gives the host what it takes of the body before the request.
+    pub fn fill(&mut self) -> Result<(), Failure> {
+        let Some(sending) = &mut self.sending else { return Ok(()) };
+        if let Sent::All = sending.send()?
+            && let Some(whole) = self.sending.take()
+        {
+            whole.finish().map_err(|code| no_reply(&code))?;
+        }
+        Ok(())
+    }
+
+    /// Hands it to the host.
+    pub fn send(self) -> Result<Exchange, Failure> {
+        let Draft { sending, outgoing, compare, timeouts, body_len } = self;
         let future =
             outgoing_handler::handle(outgoing, Some(options(timeouts))).map_err(|code| no_reply(&code))?;
         let mut exchange = Exchange {
             body_len,
             cut_short: false,
-            sending: sending.map(|(body, outgoing, stream)| Sending {
-                ready: OnceCell::new(),
-                stream,
-                outgoing,
-                body,
-                offset: 0,
-                hash: Box::new(Xxh3::new()),
-            }),
+            sending,
             waiting: Some(Waiting { ready: future.subscribe(), future }),
             reading: None,
-            compare: request.compare,
+            compare,
             timeouts,
             last_progress: 0,
         };
@@ -211,7 +237,9 @@ impl Exchange {
         exchange.last_progress = monotonic_clock::now();
         Ok(exchange)
     }
+}
 
+impl Exchange {
     /// What to poll for.
     pub fn pollables(&self) -> impl Iterator<Item = &Pollable> {
         let sending = self.sending.as_ref().map(|s| s.ready.get_or_init(|| s.stream.subscribe()));
@@ -220,6 +248,14 @@ impl Exchange {
         let arriving = self.reading.as_ref().filter(|r| !r.over).and_then(|r| r.content.as_ref());
         let arriving = arriving.map(|a| a.ready.get_or_init(|| a.stream.subscribe()));
         sending.into_iter().chain(waiting).chain(arriving)
+    }
+
+    /// Lets the host see to what it was given. One that carries connections on the component's own thread does so only
+    /// while that waits, or asks.
+    pub fn hand_over(&self) {
+        if let Some(waiting) = &self.waiting {
+            let _ = waiting.ready.ready();
+        }
     }
 
     /// When it will have been idle for too long: monotonic, in nanoseconds.
@@ -252,7 +288,7 @@ impl Exchange {
         let moved = self.send()? | self.receive_head()? | self.read();
         let unsent = self.sending.is_some();
         let over = self.reading.take_if(|reading| {
-            let unsent_success = unsent && (200..300).contains(&reading.reply.status);
+            let unsent_success = unsent && reading.reply.is_success();
             reading.over && !unsent_success
         });
         if over.is_none() && moved {
@@ -281,7 +317,7 @@ impl Exchange {
             }
             None => {}
         }
-        match self.cut_short && (200..300).contains(&reply.status) {
+        match self.cut_short && reply.is_success() {
             true => {
                 Err(Failure::NoReply(format!("answered {} without reading the whole body", reply.status)))
             }

@@ -85,21 +85,19 @@ impl Lease {
         if monotonic_clock::now() < due && now < wall && wall <= now + RENEW {
             return Ok(());
         }
-        self.due.set(next_look());
+        let next = next_look();
         match look(&self.dir) {
             Look::At(found) if found.owner == self.owner => {
                 // What cannot be written now is tried again before the lease ends.
                 let _ = self.file.borrow().write(&Record::new(&self.owner, now).text(), 0);
-                Ok(())
             }
-            Look::At(found) => Err(refusal(found)),
+            Look::At(found) => return Err(refusal(found)),
             // Removed by hand, or by one who held it while this one slept.
-            Look::Missing => {
-                *self.file.borrow_mut() = create(&self.dir, &self.owner)?;
-                Ok(())
-            }
-            Look::Unreadable => Ok(()),
+            Look::Missing => *self.file.borrow_mut() = create(&self.dir, &self.owner)?,
+            Look::Unreadable => {}
         }
+        self.due.set(next);
+        Ok(())
     }
 }
 

@@ -17,7 +17,7 @@ use crate::ahead::{Ahead, Loaded};
 use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Options, Outcome, Report, Resume};
 use crate::cached::Cached;
 use crate::config::Config;
-use crate::exchange::{Body, Exchange, Request, Timeouts};
+use crate::exchange::{Body, Draft, Exchange, Reply, Request, Timeouts};
 use crate::failure::Failure;
 use crate::id::EntryId;
 use crate::key::Key;
@@ -36,6 +36,11 @@ use wasi::io::poll::{Pollable, poll};
 
 /// A time to wait that is further away than this was written before the clock was set back; it is ignored.
 const LONGEST_WAIT: Duration = Duration::from_secs(25 * 3600);
+
+/// Where one request is under way at a time, a server that takes one sooner than this, in nanoseconds, gets the next one
+/// before that reply is acted on: the two take about as long. A slower one waits, so that a stop, of which a pass learns
+/// with an outcome, is obeyed.
+const QUICK: u64 = 10_000_000;
 
 /// How long the guest sleeps at most, in nanoseconds: a host that watches over it sees that it lives.
 const HEARTBEAT: u64 = 5_000_000_000;
@@ -71,11 +76,11 @@ pub struct Pass {
     next: Option<Prepared>,
 }
 
-/// An entry whose turn it is, with its body open.
+/// An entry whose turn it is, with its request put together.
 struct Prepared {
     entry: Entry,
     turn: Turn,
-    body: Result<Body, Failure>,
+    draft: Result<Draft, Failure>,
 }
 
 struct Flight {
@@ -197,9 +202,7 @@ impl Pass {
     fn fill(&mut self) -> Result<()> {
         loop {
             let limit = if self.answered { self.config.concurrency } else { 1 };
-            let over = self.ends_at.is_some_and(|end| monotonic_clock::now() >= end);
-            self.stopping |= over;
-            if self.stopping || self.flights.len() >= limit {
+            if self.must_stop() || self.flights.len() >= limit {
                 return Ok(());
             }
             let next = match self.next.take() {
@@ -211,6 +214,28 @@ impl Pass {
             };
             self.launch(next);
         }
+    }
+
+    /// Starts the entry that is ready already. It concerns another resource than the one whose reply has just come, or it
+    /// would not be ready.
+    fn go_on(&mut self) {
+        let may = !self.must_stop() && self.lease.as_ref().is_none_or(|lease| lease.keep().is_ok());
+        if may && let Some(next) = self.next.take() {
+            self.launch(next);
+            if let Some(flight) = self.flights.last() {
+                flight.exchange.hand_over();
+            }
+        }
+    }
+
+    /// Requests go one at a time.
+    fn is_single_file(&self) -> bool {
+        self.config.concurrency == 1
+    }
+
+    fn must_stop(&mut self) -> bool {
+        self.stopping |= self.ends_at.is_some_and(|end| monotonic_clock::now() >= end);
+        self.stopping
     }
 
     /// The next entry to send, which is in flight from here on.
@@ -348,7 +373,12 @@ impl Pass {
             // Without it on disk, a crash makes a conflict of it at worst.
             let _ = self.queue.save_state_durably(entry.id, &entry.state);
         }
-        let body = match self.queue.open_body(&entry) {
+        let draft = self.body(&entry).and_then(|body| self.draft(&entry, body));
+        Prepared { entry, turn, draft }
+    }
+
+    fn body(&self, entry: &Entry) -> Result<Body, Failure> {
+        match self.queue.open_body(entry) {
             Ok((file, len)) => {
                 let digest = entry.meta.known_digest().filter(|_| !self.config.original);
                 Ok(Body { file, len, digest: digest.map(Into::into) })
@@ -358,12 +388,27 @@ impl Pass {
             Err(Unloadable::Gone | Unloadable::InProgress | Unloadable::Newer(_)) => {
                 Err(Failure::Unreadable("body.bin cannot be opened".into()))
             }
+        }
+    }
+
+    fn draft(&self, entry: &Entry, body: Body) -> Result<Draft, Failure> {
+        let request = Request {
+            method: &entry.meta.method,
+            raw_uri: &entry.meta.raw_uri,
+            headers: headers::of(entry, body.len),
+            body: Some(body),
+            compare: None,
         };
-        Prepared { entry, turn, body }
+        let mut draft = Draft::new(&self.upstream, request, self.timeouts())?;
+        // With several at once, a host's thread for connections may have to be woken: it is, by the request, before the body.
+        if self.is_single_file() {
+            draft.fill()?;
+        }
+        Ok(draft)
     }
 
     fn launch(&mut self, next: Prepared) {
-        let Prepared { mut entry, turn, body } = next;
+        let Prepared { mut entry, turn, draft } = next;
         let started = monotonic_clock::now();
         if let Some(status) = entry.state.taken {
             let step = self.learn(&entry, status, None);
@@ -372,26 +417,15 @@ impl Pass {
         if let Some(settled) = self.supersede(&entry) {
             return self.close(Task { entry, turn, doing: Doing::Writing, started }, None, settled);
         }
-        let exchange = body.and_then(|body| {
+        let exchange = draft.and_then(|draft| {
             self.mark(&mut entry)?;
-            self.exchange(&entry, body)
+            draft.send()
         });
         let task = Task { entry, turn, doing: Doing::Writing, started };
         match exchange {
             Ok(exchange) => self.flights.push(Flight { task, exchange }),
             Err(failure) => self.settle(task, Err(failure)),
         }
-    }
-
-    fn exchange(&self, entry: &Entry, body: Body) -> Result<Exchange, Failure> {
-        let request = Request {
-            method: &entry.meta.method,
-            raw_uri: &entry.meta.raw_uri,
-            headers: headers::of(entry, body.len),
-            body: Some(body),
-            compare: None,
-        };
-        Exchange::start(&self.upstream, request, self.timeouts())
     }
 
     fn timeouts(&self) -> Timeouts {
@@ -431,6 +465,10 @@ impl Pass {
             let Some(result) = self.flights.get_mut(index).and_then(|f| f.exchange.step()) else { continue };
             let Flight { task, exchange } = self.flights.remove(index);
             drop(exchange);
+            let took = monotonic_clock::now().saturating_sub(task.started);
+            if self.is_single_file() && took < QUICK && result.as_ref().is_ok_and(Reply::is_success) {
+                self.go_on();
+            }
             self.settle(task, result);
         }
     }

@@ -34,6 +34,7 @@ mod model;
 mod outbox;
 mod pace;
 mod pool;
+mod ready;
 mod recipe;
 mod root;
 mod runtime;

@@ -305,8 +305,8 @@ impl Outbox {
         self.0.events.subscribe()
     }
 
-    /// Starts nothing further, gives the request in flight 10 s to finish, ends the driver, and removes what was staged
-    /// ahead.
+    /// Starts nothing further (one at most, where requests go one at a time and the server takes less than 10 ms), gives
+    /// the request in flight 10 s to finish, ends the driver, and removes what was staged ahead.
     pub async fn shutdown(&self) {
         self.0.stop.send_replace(true);
         let driver = self.0.driver().take();

@@ -67,8 +67,10 @@ impl Runtime {
         let mut linker: Linker<State> = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+        linker.allow_shadowing(true);
+        crate::ready::link(&mut linker)?;
         #[cfg(unix)]
-        crate::listing::replace(&mut linker)?;
+        crate::listing::link(&mut linker)?;
         let pre = OutboxPre::new(linker.instantiate_pre(&component)?)?;
         let clock = EpochClock::start(&engine);
         Ok(Runtime(Arc::new(Shared {

@@ -8,7 +8,7 @@
 use super::Pass;
 use super::settle::{Doing, Settled, Step};
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
-use crate::exchange::{Content, Exchange, Reply, Request};
+use crate::exchange::{Content, Draft, Exchange, Reply, Request};
 use crate::failure::Failure;
 use crate::headers;
 use crate::outcome::{Verdict, verdict};
@@ -35,7 +35,7 @@ impl Pass {
             body: None,
             compare,
         };
-        Exchange::start(&self.upstream, request, self.timeouts())
+        Draft::new(&self.upstream, request, self.timeouts())?.send()
     }
 
     /// Asks which version a write has made that the server took, if the next edit needs to know.

@@ -115,6 +115,30 @@ async fn a_stop_lets_the_request_in_flight_finish_and_starts_no_other() {
 }
 
 #[tokio::test]
+async fn a_stop_starts_no_other_one_at_a_time_though_one_is_ready() {
+    let cli = Cli::new();
+    let gate = Gate::new();
+    let held = gate.clone();
+    let server = Upstream::start(move |seen: &Seen| match seen.target.as_str() {
+        "/first" => Act::from(204),
+        _ => Act::ReplyAfter(held.clone(), Reply::new(204)),
+    });
+    for path in ["/first", "/second", "/third"] {
+        cli.send(&["PUT", path]);
+    }
+    let mut daemon = cli.daemon(&server.url(), &["--concurrency", "1"]);
+    server.wait_for(2).await;
+    // A server that takes less may get one more.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    daemon.signal(Signal::TERM);
+    daemon.wait_for("stopping");
+    gate.open();
+    let (status, log) = daemon.end();
+    assert_eq!(status.code(), Some(0), "{log:#?}");
+    assert_eq!(server.lines(), ["PUT /first", "PUT /second"]);
+}
+
+#[tokio::test]
 async fn a_stop_does_not_wait_for_ever_and_what_was_in_flight_stays() {
     let cli = Cli::new();
     let server = Upstream::start(|_: &Seen| Act::Stall);
