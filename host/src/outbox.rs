@@ -468,4 +468,15 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert!(outbox.0.replayer.is_running());
     }
+    #[cfg(target_os = "linux")]
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_the_thread_that_sweeps_steps_back() {
+        let root = tempfile::tempdir().unwrap();
+        let outbox = Outbox::builder(root.path()).upstream("http://127.0.0.1:9").open().unwrap();
+        let own = rustix::process::getpriority_process(None).unwrap();
+        for (worker, expected) in [(&*outbox.0.sweeper, 19), (&outbox.0.replayer, own)] {
+            let job = async |_: &mut Instance| Ok(rustix::process::getpriority_process(None).unwrap());
+            assert_eq!(worker.call(job, |_| false).await.unwrap(), expected);
+        }
+    }
 }
