@@ -171,6 +171,7 @@ struct Comparison {
 pub struct Draft {
     sending: Option<Sending>,
     outgoing: OutgoingRequest,
+    options: RequestOptions,
     compare: Option<Content>,
     timeouts: Timeouts,
     body_len: u64,
@@ -204,7 +205,7 @@ impl Draft {
             }
         };
         let Request { compare, .. } = request;
-        Ok(Draft { sending, outgoing, compare, timeouts, body_len })
+        Ok(Draft { sending, outgoing, options: options(timeouts), compare, timeouts, body_len })
     }
 
     /// Gives the host what it takes of the body before the request.
@@ -220,9 +221,8 @@ impl Draft {
 
     /// Hands it to the host.
     pub fn send(self) -> Result<Exchange, Failure> {
-        let Draft { sending, outgoing, compare, timeouts, body_len } = self;
-        let future =
-            outgoing_handler::handle(outgoing, Some(options(timeouts))).map_err(|code| no_reply(&code))?;
+        let Draft { sending, outgoing, options, compare, timeouts, body_len } = self;
+        let future = outgoing_handler::handle(outgoing, Some(options)).map_err(|code| no_reply(&code))?;
         let mut exchange = Exchange {
             body_len,
             cut_short: false,
