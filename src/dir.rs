@@ -264,11 +264,12 @@ impl Dir {
         }
     }
 
-    /// Makes the names in this directory durable. Some hosts cannot (Windows, WasmEdge, wasmer): there the
-    /// file system itself must see to it.
+    /// Makes the names in this directory durable. Some hosts cannot (Windows, WasmEdge, wasmer; jco for a preopen): there
+    /// the file system itself must see to it.
     pub fn sync(&self) -> Result<()> {
+        use ErrorCode::{BadDescriptor, Invalid, IsDirectory, Unsupported};
         match self.0.sync() {
-            Err(ErrorCode::BadDescriptor | ErrorCode::Unsupported | ErrorCode::IsDirectory) => Ok(()),
+            Err(BadDescriptor | Invalid | IsDirectory | Unsupported) => Ok(()),
             done => done.map_err(at("sync", "the directory")),
         }
     }
