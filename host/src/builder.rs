@@ -267,7 +267,8 @@ impl Builder {
             Some(ref runtime) => runtime.clone(),
             None => Runtime::new(&self.runtime_options)?,
         };
-        let many = self.concurrency > 1;
+        let in_line = self.order == Order::Strict || self.profile == Profile::Original;
+        let many = self.concurrency > 1 && !in_line;
         let egress = match &origin {
             None => Egress::default(),
             Some(origin) => {

@@ -236,7 +236,8 @@ impl Pass {
     pub(super) fn is_continued(&mut self, entry: &Entry) -> bool {
         let _ = self.list();
         let Pass { ahead, queue, report, flights, next, .. } = self;
-        let Some(ahead) = ahead else { return false };
+        // What cannot be listed now may continue it, like what cannot be read.
+        let Some(ahead) = ahead else { return true };
         let (next, added) = ahead.successors(queue, entry, |id| is_busy(flights, next, id));
         report.remaining += added;
         !next.is_empty() || ahead.has_unreadable()
