@@ -173,3 +173,25 @@ impl Drop for EpochGuard {
         self.0.guests().running -= 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_replaces_wasmtimes_own_stands_where_that_is_linked() {
+        type Link = fn(&mut Linker<State>) -> wasmtime::Result<()>;
+        let replacements: &[Link] = &[
+            crate::ready::link,
+            #[cfg(unix)]
+            crate::listing::link,
+        ];
+        let mut linker = Linker::new(&Engine::default());
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker).unwrap();
+        for link in replacements {
+            let twice =
+                link(&mut linker).expect_err("wasmtime links another version by now: INTERFACE must follow");
+            assert!(format!("{twice:#}").contains("defined twice"), "{twice:#}");
+        }
+    }
+}
