@@ -37,9 +37,9 @@ use wasi::io::poll::{Pollable, poll};
 /// A time to wait that is further away than this was written before the clock was set back; it is ignored.
 const LONGEST_WAIT: Duration = Duration::from_secs(25 * 3600);
 
-/// Where one request is under way at a time, a server that takes one sooner than this, in nanoseconds, gets the next one
-/// before that reply is acted on: the two take about as long. A slower one waits, so that a stop, of which a pass learns
-/// with an outcome, is obeyed.
+/// Where one request is under way at a time, a server that answers sooner than this, in nanoseconds, gets the next one
+/// before that reply is acted on. For a slower one, the time that this takes is nothing, and a stop, of which a pass learns
+/// with an outcome, is to be obeyed.
 const QUICK: u64 = 10_000_000;
 
 /// How long the guest sleeps at most, in nanoseconds: a host that watches over it sees that it lives.
@@ -216,10 +216,11 @@ impl Pass {
         }
     }
 
-    /// Starts the entry that is ready already. It concerns another resource than the one whose reply has just come, or it
+    /// Starts the entry that is ready already, if the last request, which was started then, was answered soon. It concerns another resource than the one whose reply has just come, or it
     /// would not be ready.
-    fn go_on(&mut self) {
-        let may = !self.must_stop() && self.lease.as_ref().is_none_or(|lease| lease.keep().is_ok());
+    fn go_on(&mut self, started: u64) {
+        let quick = monotonic_clock::now().saturating_sub(started) < QUICK;
+        let may = quick && !self.must_stop() && self.lease.as_ref().is_none_or(|lease| lease.keep().is_ok());
         if may && let Some(next) = self.next.take() {
             self.launch(next);
             if let Some(flight) = self.flights.last() {
@@ -465,9 +466,8 @@ impl Pass {
             let Some(result) = self.flights.get_mut(index).and_then(|f| f.exchange.step()) else { continue };
             let Flight { task, exchange } = self.flights.remove(index);
             drop(exchange);
-            let took = monotonic_clock::now().saturating_sub(task.started);
-            if self.is_single_file() && took < QUICK && result.as_ref().is_ok_and(Reply::is_success) {
-                self.go_on();
+            if self.is_single_file() && result.as_ref().is_ok_and(Reply::is_success) {
+                self.go_on(task.started);
             }
             self.settle(task, result);
         }
