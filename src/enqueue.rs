@@ -12,7 +12,7 @@ use crate::limits::{self, Limits};
 use crate::meta::Meta;
 use crate::queue::Queue;
 use crate::staged::Staged;
-use crate::{Error, Result, request};
+use crate::{Error, Result, quarantine, request};
 use std::cell::{Cell, OnceCell};
 use std::time::SystemTime;
 use wasi::clocks::monotonic_clock;
@@ -294,7 +294,7 @@ thread_local! {
     static PLACE: OnceCell<u64> = const { OnceCell::new() };
 }
 
-/// Takes note of the greatest id of all names in the queue.
+/// Takes note of the greatest id of all, in the queue and set aside.
 pub fn seen(newest: Option<EntryId>) {
     NEWEST.set(NEWEST.get().max(newest));
 }
@@ -310,7 +310,7 @@ pub fn forward(now: SystemTime) -> u64 {
     time
 }
 
-/// An id greater than every one in the queue, also when the clock went back. The first instance since the machine was
+/// An id greater than every one in the queue or set aside, also when the clock went back. The first instance since the machine was
 /// started looks through the names (each does, where the host does not say when that was); [`layout::NEWEST`]
 /// tells what was given out since. Each has a place of its own in there, so that nobody overwrites a greater one. (The
 /// directory's time would not do: whatever changes in there after the clock went back hides that a later id was given out.)
@@ -329,6 +329,7 @@ fn next_id(queue: &Queue, boot: Option<&str>, now: SystemTime) -> Result<EntryId
                 newest = newest.max(Some(id));
             }
         })?;
+        newest = newest.max(quarantine::newest(queue)?);
     }
     let id = EntryId::after(newest, now, get_random_u64() as u32);
     // The first is the mark's.

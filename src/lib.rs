@@ -52,6 +52,7 @@ pub mod response;
 pub mod schedule;
 pub mod staged;
 pub mod state;
+pub mod unloadable;
 pub mod upstream;
 pub mod verify;
 

@@ -22,9 +22,10 @@ use crate::failure::Failure;
 use crate::id::EntryId;
 use crate::key::Key;
 use crate::lease::Lease;
-use crate::queue::{Entry, Queue, Unloadable};
+use crate::queue::{Entry, Queue};
 use crate::removal::Removals;
 use crate::schedule::{Offered, Schedule, Turn};
+use crate::unloadable::Unloadable;
 use crate::upstream::Upstream;
 use crate::{Result, backoff, chain, guest, headers};
 use settle::{Doing, Settled};
@@ -347,19 +348,17 @@ impl Pass {
     }
 
     fn unloadable(&mut self, id: EntryId, why: Unloadable) {
-        let settled = match why {
-            Unloadable::Gone | Unloadable::InProgress => {
+        let settled = match (&why, why.reason()) {
+            (Unloadable::Gone | Unloadable::InProgress, _) | (_, None) => {
                 self.report.remaining = self.report.remaining.saturating_sub(1);
                 return;
             }
-            Unloadable::Newer(format) => Settled::stays(
-                Outcome::Deferred,
-                format!("it has format {format}, which a newer outbox wrote"),
-            ),
-            Unloadable::Io(error) => Settled::stays(Outcome::Deferred, guest::describe(&error)),
             // The original passes over what it cannot read.
-            Unloadable::Damaged(_) if self.config.original => return,
-            Unloadable::Damaged(reason) => self.set_corrupt(id, &reason),
+            (Unloadable::Damaged(_), _) if self.config.original => return,
+            (Unloadable::Damaged(reason), _) => self.set_corrupt(id, reason),
+            (Unloadable::Newer(_) | Unloadable::Io(_), Some(reason)) => {
+                Settled::stays(Outcome::Deferred, reason)
+            }
         };
         self.record(id, "", "", None, 0, settled);
     }

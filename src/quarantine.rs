@@ -15,7 +15,7 @@ use crate::layout::{
 use crate::meta::{Meta, to_json};
 use crate::precondition::{Base, Validator};
 use crate::queue::{self, Entry, Queue};
-use crate::response::{Current, Response};
+use crate::response::Response;
 use crate::state::State;
 use crate::{Error, Result};
 use std::time::SystemTime;
@@ -23,8 +23,14 @@ use wasi::io::streams::InputStream;
 use wasi::random::random::get_random_u64;
 
 /// Sets an entry aside after 412. On an error it is where it was.
-pub fn conflict(queue: &Queue, entry: &Entry, refusal: &Reply, current: &Current<'_>) -> Result<()> {
-    write_response(queue, entry.id, refusal, current.reply(), &current.sentence(&entry.base()))?;
+pub fn conflict(
+    queue: &Queue,
+    entry: &Entry,
+    refusal: &Reply,
+    current: Option<&Reply>,
+    reason: &str,
+) -> Result<()> {
+    write_response(queue, entry.id, refusal, current, reason)?;
     as_original(queue, entry.id)
 }
 
@@ -171,6 +177,19 @@ impl Located {
     }
 }
 
+/// The greatest id in `rejected/` and `corrupt/`: what is put back is in the queue under its old one.
+pub fn newest(queue: &Queue) -> Result<Option<EntryId>> {
+    let mut newest = None;
+    for place in [REJECTED, CORRUPT] {
+        match queue.dir.open(place) {
+            Ok(dir) => dir.list(|name, _| newest = newest.max(parse_aside(&name).map(|(id, _)| id)))?,
+            Err(fault) if fault.is_no_directory() => {}
+            Err(fault) => return Err(fault.into()),
+        }
+    }
+    Ok(newest)
+}
+
 /// Everything that was set aside, oldest first.
 pub fn all(queue: &Queue) -> Result<Vec<Item>> {
     let mut found = Vec::new();
@@ -238,6 +257,10 @@ pub fn locate(queue: &Queue, wanted: &str) -> Result<Located> {
 pub fn item(queue: &Queue, at: &Located) -> Item {
     let dir = at.dir(queue);
     let meta = dir.read(&at.path(META), MAX_RECORD).ok().and_then(|json| Meta::parse(at.id, &json).ok());
+    let unreadable = match meta {
+        Some(_) => None,
+        None => Queue::load_at(dir, &at.name, at.id).err().and_then(|why| why.reason()),
+    };
     let state = dir.read(&at.path(STATE), MAX_RECORD).ok().and_then(|json| State::parse(&json).ok());
     let body_len = dir.stat(&at.path(BODY)).ok().map(|stat| stat.size);
     let mut response = response(queue, at);
@@ -250,7 +273,7 @@ pub fn item(queue: &Queue, at: &Located) -> Item {
         place: at.place,
         entry: meta.map(|meta| queue::describe(at.id, meta, state.unwrap_or_default(), body_len)),
         since: at.stamp.as_deref().and_then(clock::expand_compact),
-        reason: response.as_ref().map(|r| r.reason.clone()).or_else(reason),
+        reason: response.as_ref().map(|r| r.reason.clone()).or_else(reason).or(unreadable),
         validator: response.as_ref().map(|r| queue::name(&r.validator())),
         reply: response.as_mut().map(|r| WitReply {
             status: r.status,
@@ -332,7 +355,7 @@ fn requeue(config: &Config, queue: &Queue, at: &Located, body: Body<'_>) -> Resu
         Base::Absent => request.create = true,
         Base::Any => {
             return Err(Error::NoValidator(format!(
-                "{}: the server's reply named no version, so yours cannot be put on top of it safely",
+                "{}: the server named no version, so nothing can be put on top of it safely; 'outbox retry' sends the write as it was queued",
                 at.name
             )));
         }

@@ -1,5 +1,6 @@
 //! The queue on disk: what is in it, and how entries are read, annotated and removed.
 
+use crate::Result;
 use crate::bindings::exports::zddc::outbox::queue::Counts;
 use crate::bindings::types;
 use crate::clock;
@@ -15,7 +16,7 @@ use crate::meta::{Meta, Unusable, to_json};
 use crate::precondition::{Base, Validator};
 use crate::staged::Ahead;
 use crate::state::State;
-use crate::{Error, Result};
+use crate::unloadable::Unloadable;
 use std::cell::{Cell, OnceCell};
 use std::time::{Duration, SystemTime};
 use wasi::clocks::monotonic_clock;
@@ -58,21 +59,6 @@ impl Entry {
     pub fn base(&self) -> Base {
         self.state.validator.as_ref().map_or_else(|| Base::of(&self.meta), |validator| validator.base())
     }
-}
-
-/// Why a pending entry cannot be read.
-#[derive(Debug)]
-pub enum Unloadable {
-    /// It is no longer there.
-    Gone,
-    /// Somebody is still writing it.
-    InProgress,
-    /// A newer program wrote it, in this format.
-    Newer(u32),
-    /// It is damaged, for this reason.
-    Damaged(String),
-    /// It could not be read now.
-    Io(Error),
 }
 
 impl Queue {

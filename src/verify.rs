@@ -8,7 +8,8 @@ use crate::layout::{
     self, BODY, CORRUPT, META, Name, OUTBOX_DIR, REASON, REJECTED, RESPONSE, STAGING, STATE, parse_aside,
 };
 use crate::quarantine;
-use crate::queue::{Entry, Queue, Unloadable, digest_of, is_abandoned};
+use crate::queue::{Entry, Queue, digest_of, is_abandoned};
+use crate::unloadable::Unloadable;
 
 /// What was found so far.
 #[derive(Default)]
@@ -20,14 +21,8 @@ impl Findings {
     }
 
     fn add_damage(&mut self, name: String, why: Unloadable) {
-        match why {
-            Unloadable::Gone => {}
-            Unloadable::InProgress => self.add(name, "meta.json is missing"),
-            Unloadable::Newer(format) => {
-                self.add(name, format!("it has format {format}; this program knows {}", layout::FORMAT));
-            }
-            Unloadable::Damaged(reason) => self.add(name, reason),
-            Unloadable::Io(error) => self.add(name, crate::guest::describe(&error)),
+        if let Some(reason) = why.reason() {
+            self.add(name, reason);
         }
     }
 

@@ -69,6 +69,7 @@ pub enum Order {
 #[must_use]
 pub struct Builder {
     root: PathBuf,
+    create: bool,
     upstream: Option<String>,
     credential: Option<Credential>,
     ca: Option<PathBuf>,
@@ -102,6 +103,7 @@ impl Builder {
     pub(crate) fn new(root: &Path) -> Builder {
         Builder {
             root: root.into(),
+            create: true,
             upstream: None,
             credential: None,
             ca: None,
@@ -124,6 +126,12 @@ impl Builder {
             runtime: None,
             runtime_options: RuntimeOptions { component: None, cache_dir: default_cache_dir() },
         }
+    }
+
+    /// Whether the outbox is made where there is none; it is. Without that, [`Error::Root`] says that there is none.
+    pub fn create(mut self, create: bool) -> Self {
+        self.create = create;
+        self
     }
 
     /// Where to replay to: `http(s)://host[:port][/prefix]`. Nothing else is reachable from the sandbox.
@@ -262,7 +270,7 @@ impl Builder {
     /// tokio runtime.
     pub fn open(self) -> Result<Outbox, Error> {
         let origin = self.upstream.as_deref().map(Origin::of_upstream).transpose()?;
-        let root = root::prepare(&self.root)?;
+        let root = root::prepare(&self.root, self.create)?;
         let runtime = match self.runtime {
             Some(ref runtime) => runtime.clone(),
             None => Runtime::new(&self.runtime_options)?,

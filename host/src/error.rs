@@ -91,8 +91,12 @@ impl fmt::Display for Error {
                     Measure::Entries => ("entries", "max-entries"),
                 };
                 let variable = name.to_uppercase().replace('-', "_");
+                let room = match measure {
+                    Measure::Bytes => "'outbox drop' or 'resolve' what 'outbox conflicts' and 'rejected' show",
+                    Measure::Entries => "'outbox drop' some of it",
+                };
                 write!(f, "the outbox is full: {used} {what} are used of the {max} that --{name} or OUTBOX_{variable} allows, and this write does not fit\n\
-                    make room: 'outbox replay' what waits, 'outbox drop' or 'resolve' what 'outbox conflicts' and 'rejected' show, or raise the limit")
+                    make room: 'outbox replay' what waits, {room}, or raise the limit")
             }
             Error::BodyFailed(why) => write!(f, "the body cannot be read: {why}"),
             Error::NoSuchEntry(name) => write!(f, "no entry is called {name:?}; 'outbox list', 'conflicts' and 'rejected' show what there is"),
@@ -100,9 +104,9 @@ impl fmt::Display for Error {
             Error::NoSpace => f.write_str("no space left on the outbox's device; nothing was queued"),
             Error::Root { path, reason } => write!(f, "root {}: {reason}", path.display()),
             Error::Locked(Some(pid)) => {
-                write!(f, "another outbox (process {pid}) is replaying this root; 'outbox wake' makes it replay now")
+                write!(f, "another outbox (process {pid}) is replaying this root; if it is 'outbox run', 'outbox wake' makes it replay now")
             }
-            Error::Locked(None) => f.write_str("another outbox is replaying this root; 'outbox wake' makes it replay now"),
+            Error::Locked(None) => f.write_str("another outbox is replaying this root; if it is 'outbox run', 'outbox wake' makes it replay now"),
             Error::Leased { owner, expires } => {
                 write!(f, "a stock host ({owner}) is replaying this root; its lease ends at {expires} unless it is renewed")
             }

@@ -332,13 +332,26 @@ pub struct Report {
     pub unprotected: u64,
     /// Entries that wait now.
     pub remaining: u64,
-    /// How the upstream was found.
+    /// How the upstream was found; up where nothing had to be sent.
     pub upstream: Health,
     /// When the next pass is due, in milliseconds.
     pub next_delay_ms: u64,
     /// What the next pass wants to know of this one.
     #[serde(skip)]
     pub(crate) resume: Resume,
+}
+
+impl Report {
+    /// Entries that were sent, whatever came of it.
+    pub fn sent(&self) -> u64 {
+        self.delivered
+            + self.conflicts
+            + self.rejected
+            + self.dropped
+            + self.deferred
+            + self.held
+            + self.ambiguous
+    }
 }
 
 /// What one pass hands to the next.

@@ -231,6 +231,10 @@ impl Outbox {
         let name = name.into();
         self.queue(async move |queue, store| queue.call_retry(store, &name).await).await?;
         self.0.wake.notify_one();
+        // What changes inside an entry is seen by nobody who watches. Where nobody replays, nobody is to be told.
+        if self.0.driver().is_none() {
+            let _ = self.wake_host();
+        }
         Ok(())
     }
 
@@ -278,7 +282,8 @@ impl Outbox {
         self.0.wake.notify_one();
     }
 
-    /// Asks whichever process replays this root for a pass now; its id, where known.
+    /// Asks whichever process replays this root for a pass now; its id, where known. One that makes a single pass
+    /// ([`Outbox::replay`]) does not hear it.
     pub fn wake_host(&self) -> Result<Option<u32>, Error> {
         root::wake(&self.0.recipe.root)
     }
@@ -367,13 +372,7 @@ impl Inner {
             self.events.tell(|| Event::Pass(report.clone()));
             let mut known = self.known();
             // A pass that had nothing to send has learnt nothing of the upstream.
-            let sent = report.delivered
-                + report.conflicts
-                + report.rejected
-                + report.dropped
-                + report.deferred
-                + report.held;
-            let learnt = sent > 0 || report.upstream != Health::Up;
+            let learnt = report.sent() > 0 || report.upstream != Health::Up;
             if learnt && known.upstream != Some(report.upstream) {
                 known.upstream = Some(report.upstream);
                 self.events.tell(|| Event::Upstream(report.upstream));

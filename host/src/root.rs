@@ -16,9 +16,9 @@ const LEASE: &str = ".lease";
 /// Changed by whoever wants the replaying host to make a pass now.
 pub(crate) const WAKE: &str = ".wake";
 
-/// Makes ROOT and the outbox's directory where they are missing. Bodies and headers are nobody else's
+/// Makes ROOT and the outbox's directory where they are missing, unless that is not wanted. Bodies and headers are nobody else's
 /// business: the directory's mode is 0700. The path returned is absolute.
-pub(crate) fn prepare(root: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn prepare(root: &Path, create: bool) -> Result<PathBuf, Error> {
     let refuse = |reason: String| Error::Root { path: root.into(), reason };
     if fs::metadata(root).is_ok_and(|found| !found.is_dir()) {
         return Err(refuse("it is not a directory; give a directory with --root or OUTBOX_ROOT".into()));
@@ -26,6 +26,12 @@ pub(crate) fn prepare(root: &Path) -> Result<PathBuf, Error> {
     let outbox = root.join(OUTBOX_DIR);
     if fs::symlink_metadata(&outbox).is_ok_and(|found| !found.is_dir()) {
         return Err(refuse(format!("{OUTBOX_DIR} in it is not a directory")));
+    }
+    if !create && !outbox.is_dir() {
+        return Err(refuse(
+            "there is no outbox in it; give its directory with --root or OUTBOX_ROOT, or queue something"
+                .into(),
+        ));
     }
     make(root, &outbox)
         .map_err(|e| refuse(format!("it cannot be made or written to ({e}); give another with --root")))?;
@@ -140,7 +146,11 @@ fn pid(file: &mut File) -> Option<u32> {
 
 /// Asks the replaying host for a pass now; the process that was asked.
 pub(crate) fn wake(root: &Path) -> Result<Option<u32>, Error> {
-    let holder = Lock::holder(root).ok_or(Error::NotRunning)?;
+    let holder = match (Lock::holder(root), lease::foreign(&root.join(OUTBOX_DIR).join(LEASE))) {
+        (Some(holder), _) => holder,
+        (None, Some(leased)) => return Err(leased),
+        (None, None) => return Err(Error::NotRunning),
+    };
     let path = root.join(OUTBOX_DIR).join(WAKE);
     fs::write(&path, []).map_err(|e| Error::Root { path, reason: e.to_string() })?;
     Ok(holder)

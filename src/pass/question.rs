@@ -13,8 +13,9 @@ use crate::failure::Failure;
 use crate::headers;
 use crate::outcome::{Verdict, verdict};
 use crate::precondition::Validator;
-use crate::queue::{Entry, Unloadable};
+use crate::queue::Entry;
 use crate::response::Current;
+use crate::unloadable::Unloadable;
 
 /// Why a question could not be asked, and what it was about.
 pub(super) const UNASKED: &str = "412, and whether that was us could not be asked";

@@ -158,10 +158,11 @@ impl Pass {
             }
             Verdict::Rejected if self.config.rejected == Refused::Drop => self.dropped(entry).into(),
             Verdict::Rejected => {
-                let reason = format!("the server refused it with {status}, which retrying does not change");
+                let reason =
+                    format!("the server refused it with {status}: sent as it is, it would be refused again");
                 self.pass_on(entry);
                 match quarantine::reject(&self.queue, id, &reply, &reason) {
-                    Ok(()) => Settled::gone(Outcome::Rejected, None).into(),
+                    Ok(()) => Settled::gone(Outcome::Rejected, Some(reason)).into(),
                     Err(error) => {
                         self.deferred(entry, Outcome::Deferred, guest::describe(&error), None).into()
                     }
@@ -205,8 +206,9 @@ impl Pass {
 
     pub(super) fn conflict(&mut self, entry: &Entry, refusal: &Reply, current: &Current<'_>) -> Settled {
         self.pass_on(entry);
-        match quarantine::conflict(&self.queue, entry, refusal, current) {
-            Ok(()) => Settled::gone(Outcome::Conflict, None),
+        let reason = current.sentence(&entry.base());
+        match quarantine::conflict(&self.queue, entry, refusal, current.reply(), &reason) {
+            Ok(()) => Settled::gone(Outcome::Conflict, Some(reason)),
             Err(error) => self.deferred(entry, Outcome::Deferred, guest::describe(&error), None),
         }
     }
@@ -294,6 +296,10 @@ impl Pass {
         }
         match self.removals.remove(&self.queue, entry.id) {
             Ok(()) => Settled::gone(outcome, detail),
+            Err(_) if self.queue.is_gone(entry.id) => {
+                let note = "it was removed from the queue meanwhile";
+                Settled::gone(outcome, Some(detail.map_or_else(|| note.into(), |d| format!("{d}; {note}"))))
+            }
             // It will be sent again, with the same Idempotency-Key; nothing later may overtake it.
             Err(error) => {
                 Settled::stays(outcome, format!("but it cannot be removed: {}", guest::describe(&error)))
@@ -406,7 +412,13 @@ impl Pass {
             None => self.queue.save_state(entry.id, &state),
         };
         match saved {
-            Ok(()) => Settled::stays(outcome, why),
+            Ok(()) => Settled::stays(
+                outcome,
+                match state.not_before {
+                    Some(due) => format!("{why}; not before {due}"),
+                    None => why,
+                },
+            ),
             Err(error) => Settled::stays(outcome, format!("{why}; not noted: {}", guest::describe(&error))),
         }
     }

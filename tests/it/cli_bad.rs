@@ -274,3 +274,30 @@ fn other_commands_name_what_they_cannot_use() {
     }
     assert_eq!(cli.tree().len(), 3);
 }
+
+#[test]
+fn an_empty_variable_is_like_none() {
+    let cli = Cli::new();
+    let names = [
+        "OUTBOX_ROOT",
+        "OUTBOX_MAX_BYTES",
+        "OUTBOX_MAX_ENTRIES",
+        "OUTBOX_MAX_BODY",
+        "OUTBOX_DURABILITY",
+        "OUTBOX_UPSTREAM",
+        "OUTBOX_CONCURRENCY",
+        "OUTBOX_ORDER",
+        "OUTBOX_COALESCE",
+        "OUTBOX_CA",
+    ];
+    let root = cli.root.path().to_str().unwrap();
+    for args in [&["send", "PUT", "/x"][..], &["replay", "--upstream", "http://127.0.0.1:9"]] {
+        let mut command = cli.command(args.iter().chain(&["--root", root]));
+        command.envs(names.map(|name| (name, "")));
+        let ran = crate::cli::Ran::from(command.output().unwrap());
+        assert!(ran.code != 2 && ran.stderr.is_empty(), "{ran:?}");
+    }
+    let mut command = cli.command(["status"]);
+    command.env("OUTBOX_ROOT", "").current_dir(cli.root.path());
+    assert!(crate::cli::Ran::from(command.output().unwrap()).stderr.contains("./outbox-data"));
+}

@@ -44,6 +44,7 @@ fn three_kinds() -> (Cli, [String; 3]) {
 #[test]
 fn list_shows_what_waits_in_order_and_what_happened_to_it() {
     let cli = Cli::new();
+    cli.ok(["drop", &cli.send(&["PUT", "/gone"])]);
     assert_eq!(cli.ok(["list"]), "nothing waits\n");
     assert_eq!(cli.ok(["list", "--json"]), "[]\n");
     let ids = ["/a", "/b"].map(|uri| cli.send(&["PUT", uri]));
@@ -145,6 +146,7 @@ fn show_tells_everything_about_an_entry_wherever_it_is() {
 #[test]
 fn conflicts_and_rejected_entries_are_listed_apart() {
     let empty = Cli::new();
+    empty.send(&["PUT", "/waits"]);
     assert_eq!(empty.ok(["conflicts"]), "no conflicts\n");
     assert_eq!(empty.ok(["rejected"]), "nothing was rejected\n");
     assert_eq!(empty.ok(["conflicts", "--json"]), "[]\n");
@@ -178,6 +180,7 @@ fn what_a_server_says_cannot_command_the_terminal() {
 #[test]
 fn status_counts_and_its_exit_code_says_who_is_needed() {
     let cli = Cli::new();
+    cli.ok(["drop", &cli.send(&["PUT", "/gone"])]);
     let status = cli.json(["status", "--json"]);
     let zero = json!({
         "pending": 0, "conflicts": 0, "rejected": 0, "corrupt": 0, "oldest": null, "replaying": false, "pid": null,
@@ -368,4 +371,44 @@ fn the_demo_tells_a_story_that_adds_up() {
     assert!(told.contains(r#"the server has version \"v3\" now"#), "{told}");
     assert!(told.contains("/notes/monday.txt    \"v4\"  \"buy milk, bread and tea\""), "{told}");
     assert_eq!(told.matches("delivered  ").count(), 4, "{told}");
+}
+
+#[test]
+fn a_directory_without_an_outbox_is_no_outbox_in_which_all_is_well() {
+    let cli = Cli::new();
+    for command in ["list", "status", "verify", "conflicts", "rejected", "wake"] {
+        let ran = cli.run([command]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{command}: {ran:?}");
+        for text in ["there is no outbox in it", "--root", "OUTBOX_ROOT"] {
+            assert!(ran.stderr.contains(text), "{command}: no {text:?} in {ran:?}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(cli.root.path()).unwrap().count(), 0, "one was made");
+}
+
+#[test]
+fn what_cannot_be_read_is_in_the_list_and_shown_with_the_reason() {
+    let cli = Cli::new();
+    let ids = ["/a", "/b", "/c"].map(|uri| cli.send(&["PUT", uri]));
+    std::fs::write(path(cli.root.path(), &ids[0]).join("meta.json"), "torn").unwrap();
+    kit::edit_meta(cli.root.path(), &ids[1], |meta| meta["format"] = json!(2));
+    let text = cli.ok(["list"]);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with(&ids[2]), "{text}");
+    assert!(lines[1].starts_with("2 that cannot be read") && lines[1].contains("outbox verify"), "{text}");
+    for (id, reason) in [(&ids[0], "meta.json"), (&ids[1], "it has format 2")] {
+        let shown = cli.json(["show", id, "--json"]);
+        assert_eq!((&shown["place"], &shown["entry"]), (&json!("pending"), &json!(null)));
+        assert!(shown["reason"].as_str().unwrap().contains(reason), "{shown}");
+    }
+}
+
+#[test]
+fn retry_and_drop_say_what_they_did_also_in_json() {
+    let (cli, [_, rejected, later]) = three_kinds();
+    let said = cli.json(["retry", "--all", "--json"]);
+    assert!(said["name"].as_str().unwrap().starts_with(&rejected) && said["done"] == "due now", "{said}");
+    assert_eq!(cli.ok(["retry", "--all"]), "nothing was rejected\n");
+    assert_eq!(cli.ok(["drop", "--all", "--json"]), "");
+    assert_eq!(cli.json(["drop", &later, "--json"]), json!({ "name": later, "done": "dropped" }));
 }

@@ -65,7 +65,7 @@ async fn a_wake_or_a_hang_up_ends_the_pause_of_an_outage() {
         if by_signal {
             daemon.signal(Signal::HUP);
         } else {
-            assert_eq!(cli.ok(["wake"]), format!("woke process {}\n", daemon.pid()));
+            assert_eq!(cli.ok(["wake"]), format!("asked process {} for a pass\n", daemon.pid()));
         }
         let delivered = daemon.wait_for("delivered");
         assert!(started.elapsed() < BEFORE_ANY_TICK);
@@ -75,6 +75,22 @@ async fn a_wake_or_a_hang_up_ends_the_pause_of_an_outage() {
         assert!(log.iter().any(|line| line["message"] == "upstream is up"), "{log:#?}");
         assert_eq!(server.seen().len(), 1);
     }
+}
+
+#[tokio::test]
+async fn a_retry_wakes_whoever_replays() {
+    let cli = Cli::new();
+    let put_off = Reply::new(503).header("Retry-After", "300");
+    let server = Upstream::sequence(vec![put_off.into(), 204.into()]);
+    let id = cli.send(&["PUT", "/x"]);
+    let mut daemon = cli.daemon(&server.url(), &[]);
+    daemon.wait_for("deferred");
+    let started = Instant::now();
+    cli.ok(["retry", &id]);
+    daemon.wait_for("delivered");
+    assert!(started.elapsed() < BEFORE_ANY_TICK);
+    daemon.stop();
+    assert_eq!(cli.run(["wake", "--json"]).code, 1);
 }
 
 #[tokio::test]

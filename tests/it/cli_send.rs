@@ -2,6 +2,7 @@
 
 use crate::cli::{Cli, feed, parse};
 use crate::kit::{OUTBOX_DIR, json, path};
+use crate::upstream::Upstream;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -46,6 +47,18 @@ fn every_option_of_send_reaches_the_entry_on_disk() {
     assert_eq!(printed["queued_at"], meta["queued_at"]);
     assert_eq!(std::fs::read(path(cli.root.path(), id).join("body.bin")).unwrap(), b"hello");
     assert_eq!(cli.tree(), [id.to_owned(), format!("{id}/body.bin"), format!("{id}/meta.json")]);
+}
+
+#[tokio::test]
+async fn a_write_that_a_daemon_delivers_at_once_is_queued_all_the_same() {
+    let cli = Cli::new();
+    let server = Upstream::start(|_| 204);
+    let daemon = cli.daemon(&server.url(), &[]);
+    for n in 0..30 {
+        let printed = cli.json(["send", "PUT", &format!("/{n}"), "--json"]);
+        assert!(printed["id"].is_string(), "{printed}");
+    }
+    daemon.stop();
 }
 
 #[test]

@@ -254,6 +254,25 @@ async fn a_write_queued_after_the_clock_went_back_is_sent_after_the_earlier_one(
 }
 
 #[tokio::test]
+async fn a_write_put_back_after_the_clock_went_back_is_sent_before_the_later_one() {
+    for limit in [None, Some(100)] {
+        let (root, server) = (root(), Upstream::sequence(vec![422.into(), 204.into(), 204.into()]));
+        let open = || builder(root.path()).upstream(server.url()).max_entries(limit).open().unwrap();
+        let earlier = send_from_the_future(&open(), root.path(), "/a", "earlier").await;
+        assert_eq!(replay(&open()).await.0.rejected, 1);
+        // A power failure takes the notes along.
+        std::fs::remove_file(path(root.path(), ".newest")).unwrap();
+        let outbox = open();
+        let later = send(&outbox, "PUT", "/a", "later").await;
+        assert!(earlier < later, "{earlier} {later}");
+        outbox.retry(&earlier).await.unwrap();
+        assert_eq!(replay(&outbox).await.0.delivered, 2);
+        let bodies: Vec<_> = server.seen().into_iter().map(|seen| seen.body).collect();
+        assert_eq!(bodies, [b"earlier".as_slice(), b"earlier", b"later"]);
+    }
+}
+
+#[tokio::test]
 async fn a_long_lived_instance_takes_notice_of_ids_that_others_gave_out_while_the_clock_was_ahead() {
     let root = root();
     let outbox = open(root.path(), "http://127.0.0.1:9");

@@ -14,8 +14,8 @@ Examples:
   outbox run --upstream https://example.org --bearer-file token
 
 Exit codes:
-  0 done   1 error   2 usage   3 entries remain   4 conflicts, rejected or
-  corrupt entries need somebody ('replay', 'status' and 'verify' give 3 and 4)";
+  0 done   1 error   2 usage   3 entries remain ('replay', 'status')
+  4 conflicts, rejected or corrupt entries need somebody (these and 'verify')";
 
 /// A crash-safe offline-write queue for HTTP.
 ///
@@ -91,7 +91,7 @@ Examples:
     /// Print how many entries are where, what they take up, and who replays
     Status(StatusArgs),
     /// Ask the running outbox for a pass now
-    Wake,
+    Wake(OutputArgs),
     /// Show the whole story in this terminal, with a server of its own
     Demo(DemoArgs),
     /// Print a completion script for a shell
@@ -150,12 +150,18 @@ pub struct SendArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct StorageArgs {
+pub struct DurabilityArgs {
     /// Whether to sync to the disk before acknowledging
     #[arg(long, env = "OUTBOX_DURABILITY", value_name = "LEVEL", default_value = "full")]
     pub durability: DurabilityArg,
+}
+
+#[derive(Debug, Args)]
+pub struct StorageArgs {
+    #[command(flatten)]
+    pub durability: DurabilityArgs,
     /// The longest body, in bytes
-    #[arg(long, env = "OUTBOX_MAX_BODY", value_name = "BYTES", default_value_t = 256 * 1024 * 1024)]
+    #[arg(long, env = "OUTBOX_MAX_BODY", value_name = "BYTES", default_value = "268435456", value_parser = bytes)]
     pub max_body: u64,
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -164,11 +170,22 @@ pub struct StorageArgs {
 #[derive(Debug, Args)]
 pub struct LimitArgs {
     /// Refuse new writes once the outbox takes so many bytes on disk, set-aside entries included
-    #[arg(long, env = "OUTBOX_MAX_BYTES", value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "OUTBOX_MAX_BYTES", value_name = "BYTES", value_parser = some_bytes)]
     pub max_bytes: Option<u64>,
     /// Refuse new writes once so many wait
     #[arg(long, env = "OUTBOX_MAX_ENTRIES", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_entries: Option<u64>,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "give a number of bytes, such as 1073741824".into())
+}
+
+fn some_bytes(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        0 => Err("give at least 1".into()),
+        some => Ok(some),
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -177,14 +194,20 @@ pub enum DurabilityArg {
     None,
 }
 
-impl StorageArgs {
+impl DurabilityArgs {
     pub fn apply(&self, builder: Builder) -> Builder {
-        let durability = match self.durability {
+        builder.durability(match self.durability {
             DurabilityArg::Full => Durability::Full,
             DurabilityArg::None => Durability::None,
-        };
+        })
+    }
+}
+
+impl StorageArgs {
+    pub fn apply(&self, builder: Builder) -> Builder {
         let LimitArgs { max_bytes, max_entries } = self.limits;
-        builder.durability(durability).max_body(self.max_body).max_bytes(max_bytes).max_entries(max_entries)
+        let builder = self.durability.apply(builder);
+        builder.max_body(self.max_body).max_bytes(max_bytes).max_entries(max_entries)
     }
 }
 
@@ -333,7 +356,7 @@ pub struct ReplayArgs {
     #[command(flatten)]
     pub upstream: UpstreamArgs,
     #[command(flatten)]
-    pub storage: StorageArgs,
+    pub durability: DurabilityArgs,
     /// Print one JSON object per outcome and, last, one for the pass
     #[arg(long)]
     pub json: bool,
@@ -344,7 +367,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub upstream: UpstreamArgs,
     #[command(flatten)]
-    pub storage: StorageArgs,
+    pub durability: DurabilityArgs,
     /// How to write the log
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub log: LogFormat,
@@ -419,6 +442,8 @@ pub struct NamesArgs {
     /// All rejected writes
     #[arg(long)]
     pub all: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Debug, Args)]

@@ -1,7 +1,7 @@
 //! Commands that look at what is on disk and act on single entries.
 
 use super::args::{Global, KeepArg, LimitArgs, NamesArgs, OutputArgs, ResolveArgs, ShowArgs, StatusArgs};
-use super::{ATTENTION, DONE, FAILED, builder, code_of, text};
+use super::{ATTENTION, DONE, FAILED, code_of, existing, text};
 use bytes::Bytes;
 use outbox_host::{Counts, Error, Item, Keep, Outbox, Place};
 use serde_json::json;
@@ -12,10 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 const PAGE: u32 = 512;
 
 pub async fn list(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
-    let outbox = builder(global).open()?;
+    let outbox = existing(global)?;
+    let before = outbox.count().await?.pending;
     let mut out = BufWriter::new(io::stdout().lock());
     let mut after = None;
     let mut any = false;
+    let mut listed = 0;
     loop {
         let page = outbox.pending(after.take(), PAGE).await?;
         if args.json {
@@ -32,19 +34,25 @@ pub async fn list(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
             None => break,
         }
         any = true;
+        listed += page.len() as u64;
     }
+    // Meanwhile some may have come or gone.
+    let unlisted = before.min(outbox.count().await?.pending).saturating_sub(listed);
     match (args.json, any) {
         (true, true) => writeln!(out, "]")?,
         (true, false) => writeln!(out, "[]")?,
-        (false, true) => {}
-        (false, false) => writeln!(out, "nothing waits")?,
+        (false, false) if unlisted == 0 => writeln!(out, "nothing waits")?,
+        (false, _) => {}
+    }
+    if !args.json && unlisted > 0 {
+        writeln!(out, "{unlisted} that cannot be read, or that a newer outbox wrote (see 'outbox verify')")?;
     }
     out.flush()?;
     Ok(DONE)
 }
 
 pub async fn show(global: &Global, args: ShowArgs) -> anyhow::Result<u8> {
-    let outbox = builder(global).open()?;
+    let outbox = existing(global)?;
     if args.body {
         return copy_body(&outbox, args.name).await;
     }
@@ -86,7 +94,7 @@ pub async fn rejected(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> 
 }
 
 async fn set_aside(global: &Global, args: &OutputArgs, place: Place, none: &str) -> anyhow::Result<u8> {
-    let items = of_place(&builder(global).open()?, place).await?;
+    let items = of_place(&existing(global)?, place).await?;
     let mut out = io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&items)?)?;
@@ -116,7 +124,7 @@ fn entries(counts: &Counts) -> u64 {
 }
 
 pub async fn status(global: &Global, args: &StatusArgs) -> anyhow::Result<u8> {
-    let outbox = builder(global).open()?;
+    let outbox = existing(global)?;
     let status = outbox.status().await?;
     let usage = match args.full || entries(&status.counts) <= QUICK {
         true => Some(outbox.usage().await?),
@@ -177,7 +185,7 @@ fn attempts(n: u32) -> String {
 }
 
 pub async fn verify(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
-    let outbox = builder(global).open()?;
+    let outbox = existing(global)?;
     let findings = outbox.verify().await?;
     let mut out = io::stdout().lock();
     if args.json {
@@ -193,7 +201,7 @@ pub async fn verify(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
 }
 
 pub async fn resolve(global: &Global, args: ResolveArgs) -> anyhow::Result<u8> {
-    let outbox = builder(global).open()?;
+    let outbox = existing(global)?;
     let keep = match args.keep {
         KeepArg::Mine => Keep::Mine,
         KeepArg::Theirs => Keep::Theirs,
@@ -210,33 +218,41 @@ pub async fn resolve(global: &Global, args: ResolveArgs) -> anyhow::Result<u8> {
 }
 
 pub async fn retry(global: &Global, args: NamesArgs) -> anyhow::Result<u8> {
-    let outbox = builder(global).open()?;
+    let outbox = existing(global)?;
+    let json = args.output.json;
     let mut code = DONE;
     for name in names(&outbox, args).await? {
-        code = code.max(say(&name, "due now", outbox.retry(&name).await)?);
+        code = code.max(say(&name, "due now", outbox.retry(&name).await, json)?);
     }
     Ok(code)
 }
 
 pub async fn drop(global: &Global, args: NamesArgs) -> anyhow::Result<u8> {
-    let outbox = builder(global).open()?;
+    let outbox = existing(global)?;
+    let json = args.output.json;
     let mut code = DONE;
     for name in names(&outbox, args).await? {
-        code = code.max(say(&name, "dropped", outbox.drop_entry(&name).await)?);
+        code = code.max(say(&name, "dropped", outbox.drop_entry(&name).await, json)?);
     }
     Ok(code)
 }
 
-async fn names(outbox: &Outbox, args: NamesArgs) -> Result<Vec<String>, Error> {
-    match args.all {
-        false => Ok(args.names),
-        true => Ok(of_place(outbox, Place::Rejected).await?.into_iter().map(|item| item.name).collect()),
+/// Those that were named; with `--all`, those that were rejected.
+async fn names(outbox: &Outbox, args: NamesArgs) -> anyhow::Result<Vec<String>> {
+    if !args.all {
+        return Ok(args.names);
     }
+    let rejected = of_place(outbox, Place::Rejected).await?;
+    if rejected.is_empty() && !args.output.json {
+        writeln!(io::stdout(), "nothing was rejected")?;
+    }
+    Ok(rejected.into_iter().map(|item| item.name).collect())
 }
 
 /// One of several: a failure is told and does not keep the others from being done.
-fn say(name: &str, done: &str, result: Result<(), Error>) -> io::Result<u8> {
+fn say(name: &str, done: &str, result: Result<(), Error>, json: bool) -> io::Result<u8> {
     match result {
+        Ok(()) if json => writeln!(io::stdout(), "{}", json!({ "name": name, "done": done })).map(|()| DONE),
         Ok(()) => writeln!(io::stdout(), "{name}: {done}").map(|()| DONE),
         Err(error) => {
             eprintln!("error: {error}");
@@ -245,11 +261,12 @@ fn say(name: &str, done: &str, result: Result<(), Error>) -> io::Result<u8> {
     }
 }
 
-pub fn wake(global: &Global) -> anyhow::Result<u8> {
+pub fn wake(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
     let mut out = io::stdout().lock();
-    match builder(global).open()?.wake_host()? {
-        Some(pid) => writeln!(out, "woke process {pid}")?,
-        None => writeln!(out, "woke it")?,
+    match (args.json, existing(global)?.wake_host()?) {
+        (true, pid) => writeln!(out, "{}", json!({ "woke": pid }))?,
+        (false, Some(pid)) => writeln!(out, "asked process {pid} for a pass")?,
+        (false, None) => writeln!(out, "asked for a pass")?,
     }
     Ok(DONE)
 }

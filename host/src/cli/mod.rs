@@ -9,7 +9,8 @@ mod send;
 mod text;
 
 use args::{Cli, Command, Global};
-use clap::{CommandFactory, Parser};
+use clap::builder::Resettable;
+use clap::{CommandFactory, FromArgMatches};
 use outbox_host::{Builder, Counts, Error, Outbox, RuntimeOptions, default_cache_dir};
 use std::io::Write;
 use std::process::ExitCode;
@@ -30,7 +31,8 @@ pub fn main() -> ExitCode {
     // What is queued is nobody else's business: files 0600, directories 0700.
     #[cfg(unix)]
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let cli = Cli::parse();
+    let matches = without_empty(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
@@ -40,6 +42,16 @@ pub fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
+}
+
+/// An empty variable is like none, as for the component: `OUTBOX_MAX_BYTES=` in a file of settings.
+fn without_empty(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|arg| match arg.get_env().is_some_and(is_empty) {
+        true => arg.env(Resettable::Reset),
+        false => arg,
+    });
+    command.mut_subcommands(without_empty)
 }
 
 async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
@@ -60,7 +72,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         Command::Resolve(args) => inspect::resolve(&global, args).await,
         Command::Retry(args) => inspect::retry(&global, args).await,
         Command::Drop(args) => inspect::drop(&global, args).await,
-        Command::Wake => inspect::wake(&global),
+        Command::Wake(args) => inspect::wake(&global, &args),
         Command::Demo(args) => demo::demo(&global, args).await,
         Command::Completions { shell } => {
             // Not straight to stdout: it panics where that cannot be written to.
@@ -77,6 +89,12 @@ fn builder(global: &Global) -> Builder {
     let component = global.component.clone();
     Outbox::builder(&global.root)
         .runtime_options(RuntimeOptions { component, cache_dir: default_cache_dir() })
+}
+
+/// The outbox of a command that is about what is there: it makes none, so that a directory misspelt does not look like an
+/// outbox in which all is well.
+fn existing(global: &Global) -> Result<Outbox, Error> {
+    builder(global).create(false).open()
 }
 
 /// What the state of an outbox means for the exit code.

@@ -15,7 +15,7 @@ const WORTH_A_BAR: u64 = 50;
 const GRACE: Duration = Duration::from_secs(10);
 
 pub async fn replay(global: &Global, args: ReplayArgs) -> anyhow::Result<u8> {
-    let builder = args.storage.apply(args.upstream.apply(builder(global))?);
+    let builder = args.durability.apply(args.upstream.apply(builder(global))?);
     let outbox = builder.open()?;
     let json = args.json;
     let bar = match json || !io::stderr().is_terminal() {

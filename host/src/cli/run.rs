@@ -13,7 +13,7 @@ pub async fn run(global: &Global, args: RunArgs) -> anyhow::Result<u8> {
     // From here on no signal ends the process by itself.
     let (stopped, hang_ups) = (stopped(), HangUps::listen());
     let upstream = args.upstream.upstream.clone().unwrap_or_default();
-    let builder = args.storage.apply(args.upstream.apply(builder(global))?);
+    let builder = args.durability.apply(args.upstream.apply(builder(global))?);
     let outbox = builder.open()?;
     // Before anything can happen.
     let events = outbox.subscribe();

@@ -27,9 +27,9 @@ pub async fn send(global: &Global, args: SendArgs) -> anyhow::Result<u8> {
     let id = outbox.enqueue_write(write, body).await?;
     let mut out = io::stdout().lock();
     if args.output.json {
-        let item = outbox.get(&id).await?;
-        // A daemon may have delivered it already: then the id is all there is to say.
-        let entry = item.entry.map_or_else(|| Ok(serde_json::json!({ "id": id })), serde_json::to_value)?;
+        // It is queued. A daemon may have delivered it already: then the id is all there is to say.
+        let entry = outbox.get(&id).await.ok().and_then(|item| item.entry);
+        let entry = entry.map_or_else(|| Ok(serde_json::json!({ "id": id })), serde_json::to_value)?;
         writeln!(out, "{entry}")?;
     } else {
         writeln!(out, "queued {id}")?;

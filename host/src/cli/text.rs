@@ -1,6 +1,6 @@
 //! How things are written for people.
 
-use outbox_host::{Delivery, Entry, Item, Outcome, Place, Report};
+use outbox_host::{Delivery, Entry, Health, Item, Outcome, Place, Report};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
@@ -180,7 +180,13 @@ pub fn report(r: &Report) -> String {
     ];
     parts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
     parts.push(format!("{} remaining", r.remaining));
-    format!("{}; upstream {}", parts.join(", "), r.upstream)
+    let asked = match (r.sent(), r.remaining, r.upstream) {
+        (0, 0, Health::Up) => return parts.join(", "),
+        (0, _, Health::Up) => "nothing was due, see 'outbox list'".into(),
+        (_, _, Health::Auth) => "upstream wants other credentials (--bearer-file, --bearer-env)".into(),
+        (_, _, health) => format!("upstream {health}"),
+    };
+    format!("{}; {asked}", parts.join(", "))
 }
 
 #[cfg(test)]

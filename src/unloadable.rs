@@ -1,0 +1,31 @@
+//! Why an entry cannot be read.
+
+use crate::{Error, guest};
+
+/// Why an entry cannot be read.
+#[derive(Debug)]
+pub enum Unloadable {
+    /// It is no longer there.
+    Gone,
+    /// Somebody is still writing it.
+    InProgress,
+    /// A newer program wrote it, in this format.
+    Newer(u32),
+    /// It is damaged, for this reason.
+    Damaged(String),
+    /// It could not be read now.
+    Io(Error),
+}
+
+impl Unloadable {
+    /// The same in words; none where it is no longer there.
+    pub fn reason(&self) -> Option<String> {
+        Some(match self {
+            Unloadable::Gone => return None,
+            Unloadable::InProgress => "meta.json is missing".into(),
+            Unloadable::Newer(format) => format!("it has format {format}, which a newer outbox wrote"),
+            Unloadable::Damaged(reason) => reason.clone(),
+            Unloadable::Io(error) => guest::describe(error),
+        })
+    }
+}
