@@ -10,6 +10,8 @@ use crate::chain::{Link, Resource};
 use crate::enqueue;
 use crate::id::EntryId;
 use crate::key::{Key, Keys};
+use crate::listing;
+use crate::meta::Meta;
 use crate::precondition::Base;
 use crate::queue::{Entry, Queue};
 use crate::unloadable::Unloadable;
@@ -17,8 +19,9 @@ use crate::upstream::Upstream;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use wasi::clocks::monotonic_clock;
 
-/// Entries that are read ahead at most.
+/// Entries that are read ahead at most, and about how many bytes of them: one may have headers of 48 KiB.
 const WINDOW: usize = 4096;
+const WEIGHT: usize = 4 * 1024 * 1024;
 
 /// The queue is listed again for what was queued meanwhile when so many times the last listing's cost has
 /// passed: that keeps it under 2 % of a pass however long the queue is.
@@ -45,12 +48,20 @@ pub struct Ahead {
     read: VecDeque<(EntryId, Option<Unloadable>)>,
     /// The entries of those, and of those that were put back.
     entries: BTreeMap<EntryId, Entry>,
+    /// About how many bytes those take.
+    weight: usize,
     /// Those with a precondition.
     chained: BTreeMap<Resource, BTreeSet<EntryId>>,
     /// Some entry that stays in the queue is in none of these: there were too many.
     forgotten: bool,
     /// Some entry could not be read now.
     unreadable: bool,
+    /// The last that was given out by [`Ahead::next`].
+    offered: Option<EntryId>,
+    /// It had its turn before the queue was listed.
+    skipped: Option<EntryId>,
+    /// Found after one that had been queued later had its turn.
+    overtaken: Vec<(EntryId, Meta)>,
     /// The greatest that was listed.
     newest: Option<EntryId>,
     /// The greatest that is known to have been given out.
@@ -67,7 +78,7 @@ impl Ahead {
     /// Lists the queue.
     pub fn list(queue: &Queue) -> Result<Ahead> {
         let opened_at = monotonic_clock::now();
-        let unread: VecDeque<EntryId> = queue.ids()?.into();
+        let unread: VecDeque<EntryId> = listing::ids(queue)?.into();
         let listed_at = monotonic_clock::now();
         Ok(Ahead {
             newest: unread.back().copied(),
@@ -76,6 +87,10 @@ impl Ahead {
             unread,
             read: VecDeque::new(),
             entries: BTreeMap::new(),
+            weight: 0,
+            offered: None,
+            skipped: None,
+            overtaken: Vec::new(),
             chained: BTreeMap::new(),
             forgotten: false,
             unreadable: false,
@@ -94,6 +109,7 @@ impl Ahead {
     /// Leaves out an entry that had its turn before the queue was listed.
     pub fn skip(&mut self, id: EntryId) {
         self.unread.retain(|unread| *unread != id);
+        self.skipped = Some(id);
     }
 
     /// The next entry in queue order.
@@ -102,6 +118,7 @@ impl Ahead {
             self.read_one(queue);
         }
         let (id, unloadable) = self.read.pop_front()?;
+        self.offered = self.offered.max(Some(id));
         match (unloadable, self.take(id)) {
             (Some(unloadable), _) => Some((id, Err(unloadable))),
             (None, Some(entry)) => Some((id, Ok(entry))),
@@ -115,21 +132,28 @@ impl Ahead {
             let resource = Resource::of(&entry.meta.raw_uri);
             self.chained.entry(resource).or_default().insert(entry.id);
         }
+        self.weight += entry.meta.weight();
         self.entries.insert(entry.id, entry);
     }
 
     /// Keeps an entry that is not to be sent in this pass, as far as there is room: an earlier one may still be
     /// delivered and hand its version on.
     pub fn leave(&mut self, entry: Entry) {
-        match self.entries.len() < 2 * WINDOW {
+        match self.entries.len() < 2 * WINDOW && self.weight < 2 * WEIGHT {
             true => self.put_back(entry),
             false => self.forgotten = true,
         }
     }
 
+    /// Whether there is room for more that must wait.
+    pub fn has_room(&self) -> bool {
+        self.weight < 5 * WEIGHT
+    }
+
     /// Takes such an entry.
     pub fn take(&mut self, id: EntryId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
+        self.weight = self.weight.saturating_sub(entry.meta.weight());
         let resource = Resource::of(&entry.meta.raw_uri);
         if let Some(ids) = self.chained.get_mut(&resource) {
             ids.remove(&id);
@@ -149,10 +173,10 @@ impl Ahead {
         of: &Entry,
         busy: impl Fn(EntryId) -> bool,
     ) -> (Vec<EntryId>, u64) {
-        let added = self.refresh(queue, |id| id == of.id || busy(id));
-        while self.read.len() < WINDOW && self.read_one(queue) {}
+        let mut added = self.refresh(queue, |id| id == of.id || busy(id));
+        self.read_on(queue);
         let mut next = self.continuing(of);
-        if next.is_empty() && self.find_overtaken(queue, of, busy) {
+        if next.is_empty() && self.refresh_by_notes(queue, of, busy, &mut added) {
             next = self.continuing(of);
         }
         (next, added)
@@ -178,24 +202,65 @@ impl Ahead {
         next
     }
 
-    /// Reads what was published after the queue had been listed although its id is smaller than another's that was
-    /// listed: its writer was slower. The next pass sends it, but it may inherit in this one. Whether there is any.
-    fn find_overtaken(&mut self, queue: &Queue, of: &Entry, busy: impl Fn(EntryId) -> bool) -> bool {
+    /// Looks for what was published after the queue had been listed although its id is smaller than another's that was
+    /// listed: its writer was slower. Whether there is any.
+    fn refresh_by_notes(
+        &mut self,
+        queue: &Queue,
+        of: &Entry,
+        busy: impl Fn(EntryId) -> bool,
+        added: &mut u64,
+    ) -> bool {
         let mut found = false;
         for id in std::mem::take(&mut self.noted) {
-            let listed = Some(id) > self.newest
-                || busy(id)
-                || self.entries.contains_key(&id)
-                || self.unread.binary_search(&id).is_ok();
-            if id > of.id
-                && !listed
-                && let Ok(entry) = queue.load(id)
-            {
-                self.leave(entry);
+            if id > of.id && Some(id) <= self.newest && !self.knows(id, &busy) {
+                *added += self.catch_up(queue, id);
                 found = true;
             }
         }
+        self.read_on(queue);
         found
+    }
+
+    /// Whether one that was listed is accounted for.
+    fn knows(&self, id: EntryId, busy: impl Fn(EntryId) -> bool) -> bool {
+        self.entries.contains_key(&id)
+            || self.unread.binary_search(&id).is_ok()
+            || self.read.binary_search_by_key(&id, |(id, _)| *id).is_ok()
+            || self.skipped == Some(id)
+            || self.forgotten && Some(id) <= self.offered
+            || busy(id)
+    }
+
+    /// Takes in one that appeared among those that were listed. If none of those after it had its turn, it gets its own in
+    /// this pass: one more to be sent.
+    fn catch_up(&mut self, queue: &Queue, id: EntryId) -> u64 {
+        match queue.load(id) {
+            Err(Unloadable::Gone) => 0,
+            loaded if Some(id) > self.offered => {
+                let place = self.read.partition_point(|(read, _)| *read < id);
+                if place < self.read.len() {
+                    let unloadable = self.keep(loaded);
+                    self.read.insert(place, (id, unloadable));
+                } else {
+                    let place = self.unread.partition_point(|unread| *unread < id);
+                    self.unread.insert(place, id);
+                }
+                1
+            }
+            Ok(entry) => {
+                self.overtaken.push((id, entry.meta.clone()));
+                self.leave(entry);
+                0
+            }
+            Err(_) => 0,
+        }
+    }
+
+    /// What has been found since this was last asked although something queued later had its turn. The next pass sends it,
+    /// but it may inherit in this one.
+    pub fn overtaken(&mut self) -> Vec<(EntryId, Meta)> {
+        std::mem::take(&mut self.overtaken)
     }
 
     /// An entry that was read ahead.
@@ -213,7 +278,7 @@ impl Ahead {
         busy: impl Fn(EntryId) -> bool,
     ) -> (Option<&mut Entry>, u64) {
         let added = self.refresh(queue, |id| id == of.id || busy(id));
-        while self.read.len() < WINDOW && self.read_one(queue) {}
+        self.read_on(queue);
         if self.forgotten {
             return (None, added);
         }
@@ -231,9 +296,21 @@ impl Ahead {
         (next, added)
     }
 
+    /// Reads as far ahead as there is room.
+    fn read_on(&mut self, queue: &Queue) {
+        while self.read.len() < WINDOW && self.weight < 3 * WEIGHT && self.read_one(queue) {}
+    }
+
     fn read_one(&mut self, queue: &Queue) -> bool {
         let Some(id) = self.unread.pop_front() else { return false };
-        let unloadable = match queue.load(id) {
+        let unloadable = self.keep(queue.load(id));
+        self.read.push_back((id, unloadable));
+        true
+    }
+
+    /// Keeps what was read; why it could not be.
+    fn keep(&mut self, loaded: Loaded) -> Option<Unloadable> {
+        match loaded {
             Ok(entry) => {
                 self.put_back(entry);
                 None
@@ -242,13 +319,12 @@ impl Ahead {
                 self.unreadable |= matches!(unloadable, Unloadable::Io(_));
                 Some(unloadable)
             }
-        };
-        self.read.push_back((id, unloadable));
-        true
+        }
     }
 
-    /// Looks for what was queued meanwhile; how much that is. What is `known` is not read again.
-    fn refresh(&mut self, queue: &Queue, known: impl Fn(EntryId) -> bool) -> u64 {
+    /// Looks for what was queued or put back meanwhile; how much of it is to be sent in this pass. What is `busy` is not
+    /// read again.
+    fn refresh(&mut self, queue: &Queue, busy: impl Fn(EntryId) -> bool) -> u64 {
         let now = monotonic_clock::now();
         if self.listing_took <= CHEAP {
             self.noted = enqueue::noted(&enqueue::notes(queue).unwrap_or_default()).collect();
@@ -260,27 +336,27 @@ impl Ahead {
             return 0;
         }
         // What cannot be listed now is left to the next pass.
-        let mut earlier = queue.ids().unwrap_or_default();
-        let count = earlier.partition_point(|id| self.newest.is_some_and(|newest| *id <= newest));
-        let fresh = earlier.split_off(count);
-        // One that was published late is not sent in this pass, but may inherit. Its writer may have noted a later id since.
-        for id in earlier {
-            let is_known = self.forgotten
-                || self.entries.contains_key(&id)
-                || self.unread.binary_search(&id).is_ok()
-                || known(id);
-            if !is_known && let Ok(entry) = queue.load(id) {
-                self.leave(entry);
+        let mut listed = queue.ids().unwrap_or_default();
+        if listed.iter().any(|id| Some(*id) > self.newest || !self.knows(*id, &busy)) {
+            listed = listing::complete(queue, listed).unwrap_or_default();
+        }
+        let count = listed.partition_point(|id| Some(*id) <= self.newest);
+        let fresh = listed.split_off(count);
+        let mut added = 0;
+        for id in listed {
+            if !self.knows(id, &busy) {
+                added += self.catch_up(queue, id);
             }
         }
         self.newest = fresh.last().copied().or(self.newest);
         self.latest = self.latest.max(self.newest);
         self.listed_at = monotonic_clock::now();
         self.listing_took = self.listed_at.saturating_sub(now);
-        let added = fresh.len() as u64;
         if now.saturating_sub(self.opened_at) <= OPEN_FOR {
+            added += fresh.len() as u64;
             self.unread.extend(fresh);
-        } else if added > 0 {
+        } else if !fresh.is_empty() {
+            added += fresh.len() as u64;
             self.late = true;
             for entry in fresh.into_iter().filter_map(|id| queue.load(id).ok()) {
                 self.leave(entry);

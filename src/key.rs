@@ -32,6 +32,11 @@ impl Key {
         Key(key)
     }
 
+    /// About how many bytes it takes in [`Keys`].
+    pub fn weight(&self) -> usize {
+        self.0.len() + 64
+    }
+
     /// The key to which every other is related.
     pub fn everything() -> Key {
         Key(Vec::new())
@@ -79,6 +84,11 @@ impl Keys {
                 self.0.remove(key);
             }
         }
+    }
+
+    /// Whether the key to which every other is related is among them.
+    pub fn has_everything(&self) -> bool {
+        self.0.contains_key([].as_slice())
     }
 
     /// Whether a key in here equals `key`, or is above or below it.

@@ -40,6 +40,7 @@ pub mod key;
 pub mod layout;
 pub mod lease;
 pub mod limits;
+pub mod listing;
 pub mod meta;
 pub mod outcome;
 pub mod pass;

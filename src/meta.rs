@@ -63,6 +63,14 @@ struct Versioned {
 }
 
 impl Meta {
+    /// About how many bytes it takes in memory.
+    pub fn weight(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| name.len() + value.len() + 48).sum::<usize>();
+        let texts = [&self.content_type, &self.base_etag, &self.base_mod_time];
+        let texts = texts.into_iter().flatten().map(String::len).sum::<usize>();
+        512 + self.raw_uri.len() + texts + headers
+    }
+
     /// The record of a new entry.
     pub fn new(id: EntryId, request: &Request, queued_at: String, body_len: u64, digest: String) -> Meta {
         Meta {

@@ -22,6 +22,7 @@ use crate::failure::Failure;
 use crate::id::EntryId;
 use crate::key::Key;
 use crate::lease::Lease;
+use crate::meta::Meta;
 use crate::queue::{Entry, Queue};
 use crate::removal::Removals;
 use crate::schedule::{Offered, Schedule, Turn};
@@ -249,6 +250,7 @@ impl Pass {
                 return Ok(Some(next));
             }
         }
+        self.hold_for_overtaken();
         while let Some((turn, id)) = self.schedule.ready() {
             match self.ahead.as_mut().and_then(|ahead| ahead.take(id)) {
                 Some(entry) if self.is_due(&entry) => return Ok(Some(self.prepare(turn, entry))),
@@ -259,7 +261,7 @@ impl Pass {
                 None => self.schedule.finished(turn, false),
             }
         }
-        while !self.schedule.is_full() {
+        while !self.schedule.is_full() && !self.schedule.is_shut() && self.has_room() {
             self.list()?;
             let Pass { ahead, queue, .. } = self;
             let Some((id, loaded)) = ahead.as_mut().and_then(|ahead| ahead.next(queue)) else { break };
@@ -268,6 +270,19 @@ impl Pass {
             }
         }
         Ok(None)
+    }
+
+    fn has_room(&self) -> bool {
+        self.ahead.as_ref().is_none_or(Ahead::has_room)
+    }
+
+    /// What was queued or put back before some entry that had its turn already is for the next pass. Nothing of its
+    /// resource is sent before it from now on.
+    fn hold_for_overtaken(&mut self) {
+        let overtaken = self.ahead.as_mut().map(Ahead::overtaken).unwrap_or_default();
+        for (id, meta) in overtaken {
+            self.schedule.stick_late(self.keys(&meta), |waiting| *waiting > id);
+        }
     }
 
     /// Lists the queue, once.
@@ -299,11 +314,11 @@ impl Pass {
             }
         };
         if !self.is_due(&entry) || self.is_held(&mut entry) {
-            self.schedule.stick(self.keys(&entry));
+            self.schedule.stick(self.keys(&entry.meta));
             self.leave(entry);
             return None;
         }
-        match self.schedule.offer(self.keys(&entry), id) {
+        match self.schedule.offer(self.keys(&entry.meta), id) {
             Offered::Go(turn, _) => Some(self.prepare(turn, entry)),
             Offered::Stuck => {
                 self.leave(entry);
@@ -325,11 +340,11 @@ impl Pass {
         }
     }
 
-    fn keys(&self, entry: &Entry) -> Vec<Key> {
+    fn keys(&self, meta: &Meta) -> Vec<Key> {
         // The original's order: one at a time, and nothing is ever stuck.
         match self.config.strict_order || self.config.original {
             true => vec![Key::everything()],
-            false => self.upstream.keys(&entry.meta),
+            false => self.upstream.keys(meta),
         }
     }
 
@@ -365,7 +380,7 @@ impl Pass {
 
     /// Makes an entry ready to be sent. Its turn has come: those before it of its resource have had theirs, so what
     /// was delivered last is what it continues.
-    fn prepare(&self, turn: Turn, mut entry: Entry) -> Prepared {
+    fn prepare(&mut self, turn: Turn, mut entry: Entry) -> Prepared {
         if !self.config.original
             && let Some(validator) = chain::recall(&entry)
         {
@@ -373,7 +388,16 @@ impl Pass {
             // Without it on disk, a crash makes a conflict of it at worst.
             let _ = self.queue.save_state_durably(entry.id, &entry.state);
         }
-        let draft = self.body(&entry).and_then(|body| self.draft(&entry, body));
+        // It overwrites what an earlier edit made. Were that back in the queue after a power failure, its repeat would
+        // not find its own version, and be a conflict.
+        let settled = match entry.state.validator {
+            Some(_) => self.removals.settle(&self.queue),
+            None => Ok(()),
+        };
+        let draft = settled
+            .map_err(|error| Failure::Unreadable(guest::describe(&error)))
+            .and_then(|()| self.body(&entry))
+            .and_then(|body| self.draft(&entry, body));
         Prepared { entry, turn, draft }
     }
 

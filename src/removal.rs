@@ -64,6 +64,14 @@ impl Removals {
         }
     }
 
+    /// Makes them durable now.
+    pub fn settle(&mut self, queue: &Queue) -> Result<()> {
+        match self.due {
+            Some(_) => self.sync(queue),
+            None => Ok(()),
+        }
+    }
+
     /// Deletes files of entries that are durably out, for a moment; whether there are more.
     pub fn erase_some(&mut self, queue: &Queue) -> bool {
         if self.last.is_some() {
@@ -88,9 +96,7 @@ impl Removals {
 
     /// Ends the removals of a pass.
     pub fn finish(&mut self, queue: &Queue) -> Result<()> {
-        if self.due.is_some() {
-            self.sync(queue)?;
-        }
+        self.settle(queue)?;
         while self.erase_one(queue) {}
         Ok(())
     }

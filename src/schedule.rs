@@ -9,6 +9,10 @@ use std::collections::VecDeque;
 /// stays bounded, and a queue of edits of one file need not be read to its end to send the first.
 const WINDOW: usize = 256;
 
+/// What stuck entries' keys may take, in bytes: those of some 150,000. With more, all that comes later waits for the
+/// next pass, too.
+const MOST_STUCK: usize = 16 * 1024 * 1024;
+
 /// An entry's place in the line: what it concerns, and how many were offered before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turn {
@@ -48,6 +52,8 @@ pub struct Schedule<T> {
     waiting: VecDeque<(Turn, T)>,
     waiting_keys: Keys,
     stuck: Keys,
+    /// About how many bytes those take.
+    stuck_bytes: usize,
 }
 
 impl<T> Default for Schedule<T> {
@@ -58,6 +64,7 @@ impl<T> Default for Schedule<T> {
             waiting: VecDeque::new(),
             waiting_keys: Keys::default(),
             stuck: Keys::default(),
+            stuck_bytes: 0,
         }
     }
 }
@@ -67,7 +74,7 @@ impl<T> Schedule<T> {
     pub fn offer(&mut self, keys: Vec<Key>, entry: T) -> Offered<T> {
         let turn = self.next_turn(keys);
         if turn.concerns(&self.stuck) {
-            turn.enter(&mut self.stuck);
+            self.hold(&turn);
             return Offered::Stuck;
         }
         if turn.concerns(&self.in_flight) || turn.concerns(&self.waiting_keys) {
@@ -97,9 +104,14 @@ impl<T> Schedule<T> {
                 turn.enter(&mut self.in_flight);
                 return Some((turn, entry));
             }
-            turn.enter(&mut self.stuck);
+            self.hold(&turn);
         }
         None
+    }
+
+    /// Whether nothing that comes later can be sent in this pass.
+    pub fn is_shut(&self) -> bool {
+        self.stuck.has_everything()
     }
 
     /// Whether no further entry can be offered for now.
@@ -111,13 +123,34 @@ impl<T> Schedule<T> {
     pub fn finished(&mut self, turn: Turn, stays: bool) {
         turn.leave(&mut self.in_flight);
         if stays {
-            turn.enter(&mut self.stuck);
+            self.hold(&turn);
         }
     }
 
     /// The next entry in queue order is not to be sent in this pass, nor any later one that it concerns.
     pub fn stick(&mut self, keys: Vec<Key>) {
-        self.next_turn(keys).enter(&mut self.stuck);
+        let turn = self.next_turn(keys);
+        self.hold(&turn);
+    }
+
+    /// An entry that was found after some that come `later` had been offered is not to be sent in this pass, nor any of
+    /// those that it concerns but what is in flight.
+    pub fn stick_late(&mut self, keys: Vec<Key>, later: impl Fn(&T) -> bool) {
+        match self.waiting.iter().find(|(_, entry)| later(entry)) {
+            Some((overtaking, _)) => {
+                let number = overtaking.number.saturating_sub(1);
+                self.hold(&Turn { keys, number });
+            }
+            None => self.stick(keys),
+        }
+    }
+
+    fn hold(&mut self, turn: &Turn) {
+        turn.enter(&mut self.stuck);
+        self.stuck_bytes += turn.keys.iter().map(Key::weight).sum::<usize>();
+        if self.stuck_bytes > MOST_STUCK && !self.is_shut() {
+            self.stuck.insert(Key::everything(), self.offered);
+        }
     }
 
     fn next_turn(&mut self, keys: Vec<Key>) -> Turn {
@@ -169,6 +202,33 @@ mod tests {
         assert!(offer(&mut schedule, "/a/c", 3).is_none());
         assert_eq!(ready(&mut schedule), None);
         assert!(offer(&mut schedule, "/e", 4).is_some());
+    }
+
+    #[test]
+    fn one_that_is_found_late_holds_back_those_that_wait_and_were_queued_later() {
+        let mut schedule = Schedule::default();
+        let first = offer(&mut schedule, "/a", 1).unwrap();
+        for (path, n) in [("/a", 2), ("/a/b", 4), ("/a", 5)] {
+            assert!(offer(&mut schedule, path, n).is_none());
+        }
+        schedule.stick_late(vec![Key::of("/a/b")], |waiting| *waiting > 3);
+        schedule.finished(first, false);
+        let (n, second) = ready(&mut schedule).unwrap();
+        schedule.finished(second, false);
+        assert_eq!((n, ready(&mut schedule)), (2, None));
+    }
+
+    #[test]
+    fn where_very_many_are_stuck_all_that_comes_later_is() {
+        let mut schedule = Schedule::<u32>::default();
+        let mut stuck = 0;
+        while !schedule.is_shut() {
+            assert!(stuck < 1_000_000);
+            schedule.stick(vec![Key::of(&format!("/path/to/some/file/{stuck}"))]);
+            stuck += 1;
+        }
+        assert!(stuck > 100_000, "{stuck}");
+        assert!(offer(&mut schedule, "/another", 1).is_none());
     }
 
     #[test]

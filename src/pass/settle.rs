@@ -12,7 +12,7 @@ use crate::exchange::{Content, Reply};
 use crate::failure::Failure;
 use crate::id::EntryId;
 use crate::outcome::{Verdict, originals, verdict};
-use crate::precondition::Validator;
+use crate::precondition::{Base, Validator};
 use crate::quarantine;
 use crate::queue::Entry;
 use crate::response::Current;
@@ -191,7 +191,10 @@ impl Pass {
         }
         let validator = match entry.meta.method.as_str() {
             "DELETE" | "MOVE" => Validator::Absent,
-            // The target is as it was.
+            // What is copied is as it was. Without a base, nothing is known of it that an edit could be put on top of.
+            "COPY" if entry.base() == Base::Any => {
+                return self.remove(entry, Outcome::Delivered, detail).into();
+            }
             "COPY" => Validator::from_base(&entry.base()),
             // A reply's validator is about what was PUT (RFC 9110 section 9.3.4) or PATCHed (RFC 5789 section
             // 2.1); after other methods it may be about something else.

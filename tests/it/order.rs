@@ -1,9 +1,9 @@
 //! What is sent after what, what at once, and what an outage, a restart, a wake or a shutdown does to it.
 
 use crate::kit::{builder, cache_dir, edit_meta, open, path, replay, root, send, soon, tree};
-use crate::upstream::{Act, Gate, Reply, ReservedPort, Upstream};
+use crate::upstream::{Act, Gate, Reply, ReservedPort, Seen, Upstream};
 use outbox_host::{
-    Body, Delivery, Error, Event, Health, Order, Outbox, Outcome, Runtime, RuntimeOptions, Write,
+    Body, Delivery, Durability, Error, Event, Health, Order, Outbox, Outcome, Runtime, RuntimeOptions, Write,
 };
 use std::collections::HashMap;
 use std::path::Path;
@@ -269,6 +269,83 @@ async fn a_write_put_back_after_the_clock_went_back_is_sent_before_the_later_one
         assert_eq!(replay(&outbox).await.0.delivered, 2);
         let bodies: Vec<_> = server.seen().into_iter().map(|seen| seen.body).collect();
         assert_eq!(bodies, [b"earlier".as_slice(), b"earlier", b"later"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_queued_while_the_queue_is_listed_overtakes_nothing() {
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let outbox = open(root.path(), &server.url());
+    // With these, it takes longer to list it than to queue something.
+    for n in 0..5_000 {
+        std::fs::create_dir(path(root.path(), &format!("foreign-{n}"))).unwrap();
+    }
+    let writer = open(root.path(), &server.url());
+    let writing = tokio::spawn(async move {
+        for n in 0..1_500 {
+            writer.enqueue_write(Write::new("PUT", "/hot"), n.to_string().into()).await.unwrap();
+        }
+    });
+    while !writing.is_finished() {
+        replay(&outbox).await;
+    }
+    replay(&outbox).await;
+    let bodies = server.seen().into_iter().map(|seen| String::from_utf8(seen.body).unwrap());
+    let numbers: Vec<u32> = bodies.map(|body| body.parse().unwrap()).collect();
+    let first = numbers.windows(2).position(|pair| pair[0] > pair[1]);
+    assert_eq!((numbers.len(), first.map(|at| &numbers[at..at + 2])), (1_500, None));
+}
+
+#[tokio::test]
+async fn entries_with_long_headers_are_read_ahead_as_far_as_there_is_room() {
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let outbox = builder(root.path()).upstream(server.url()).durability(Durability::None).open().unwrap();
+    for n in 0..3_000 {
+        let headers = ["X-One", "X-Two"].map(|name| (name.to_owned(), "x".repeat(12_000))).to_vec();
+        let write = Write { headers, base_etag: Some("\"v1\"".into()), ..Write::new("PUT", format!("/{n}")) };
+        outbox.enqueue_write(write, Body::empty()).await.unwrap();
+    }
+    assert_eq!(replay(&outbox).await.0.delivered, 3_000);
+}
+
+#[tokio::test]
+async fn a_write_put_back_in_mid_pass_goes_before_those_queued_later() {
+    for (order, concurrency) in [(Order::Path, 1), (Order::Path, 4), (Order::Strict, 1)] {
+        let gate = Gate::new();
+        let held = gate.clone();
+        let refused = std::sync::atomic::AtomicBool::new(false);
+        let server = Upstream::start(move |seen: &Seen| match seen.target.as_str() {
+            "/hot" if !refused.swap(true, std::sync::atomic::Ordering::Relaxed) => Act::from(422),
+            target if target.starts_with("/slow") => Act::ReplyAfter(held.clone(), Reply::new(204)),
+            _ => Act::from(204),
+        });
+        let root = root();
+        let builder = || builder(root.path()).upstream(server.url()).order(order).concurrency(concurrency);
+        let outbox = builder().open().unwrap();
+        let old = send(&outbox, "PUT", "/hot", "old").await;
+        assert_eq!(replay(&outbox).await.0.rejected, 1);
+        // Some that have had their turn by then, one that is under way, and some that are read ahead.
+        for uri in ["/quick/1", "/quick/2"] {
+            send(&outbox, "PUT", uri, "").await;
+        }
+        for n in 0..8 {
+            send(&outbox, "PUT", &format!("/slow/{n}"), "").await;
+        }
+        send(&outbox, "PUT", "/hot", "new").await;
+        let pass = tokio::spawn({
+            let outbox = outbox.clone();
+            async move { outbox.replay().await }
+        });
+        server.wait_for(1 + 2 + concurrency).await;
+        builder().open().unwrap().retry(&old).await.unwrap();
+        // A pass looks for such ten times a second at most.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        gate.open();
+        pass.await.unwrap().unwrap();
+        replay(&outbox).await;
+        let hot = server.seen().into_iter().filter(|seen| seen.target == "/hot").skip(1);
+        let hot: Vec<_> = hot.map(|seen| seen.body).collect();
+        assert_eq!(hot, [b"old", b"new"], "{order:?} {concurrency}");
     }
 }
 

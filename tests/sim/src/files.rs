@@ -276,13 +276,31 @@ impl types::HostDescriptor for State {
                 Ok(names)
             })
             .await?;
-        let names = match names {
+        let mut names = match names {
             Ok(names) => names,
             Err(code) => return Ok(Err(code)),
         };
-        // wasmtime looks at each entry, which may be gone by then.
-        if self.world.lock().running > 1 {
-            tokio::task::yield_now().await;
+        // A directory is not read in one moment: what comes meanwhile is seen or not, by its place. And wasmtime looks at
+        // each entry, which may be gone by then.
+        let turns = {
+            let mut world = self.world.lock();
+            let salt = if world.running > 1 { world.rng.below(u64::MAX) } else { 0 };
+            (salt != 0).then(|| (salt, if world.rng.percent(30) { 400 } else { 1 }))
+        };
+        if let Some((salt, turns)) = turns {
+            let is_late = |name: &str| {
+                let place = name
+                    .bytes()
+                    .fold(salt, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+                place >> 32 & 1 == 1
+            };
+            names.retain(|(name, _)| !is_late(name));
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            let mut late = self.world.lock().tree.list(fd.ino).unwrap_or_default();
+            late.retain(|(name, _)| is_late(name));
+            names.extend(late);
         }
         let entries: Vec<_> = {
             let world = self.world.lock();
