@@ -183,6 +183,10 @@ mod imp {
             None
         }
 
+        pub(crate) fn is_quick(&self) -> bool {
+            match *self {}
+        }
+
         pub(crate) fn begin(&self) -> Option<Unsynced<'_>> {
             match *self {}
         }
