@@ -78,6 +78,7 @@ impl fmt::Display for Origin {
 #[derive(Clone, Default)]
 pub(crate) struct Egress(Option<Arc<Way>>);
 
+#[derive(Clone)]
 struct Way {
     origin: Origin,
     credential: Option<Credential>,
@@ -87,6 +88,13 @@ struct Way {
 impl Egress {
     pub(crate) fn to(origin: Origin, credential: Option<Credential>, client: Client) -> Egress {
         Egress(Some(Arc::new(Way { origin, credential, client })))
+    }
+
+    /// The same for an instance: [`Client::for_instance`].
+    pub(crate) fn for_instance(&self) -> Egress {
+        let with_client =
+            |way: &Arc<Way>| Arc::new(Way { client: way.client.for_instance(), ..(**way).clone() });
+        Egress(self.0.as_ref().map(with_client))
     }
 
     /// Whether there is an upstream.

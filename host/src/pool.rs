@@ -1,4 +1,5 @@
-//! Pooled HTTP connections, shared by all outboxes of a runtime. No redirect is followed, no proxy is used.
+//! Pooled HTTP connections, shared by all outboxes of a runtime where a thread of the pool carries them. No redirect is
+//! followed, no proxy is used.
 
 use crate::Error;
 use http::{Request, Response, Version};
@@ -38,7 +39,8 @@ pub(crate) struct Dial {
 
 /// Clients by what they differ in. Where several requests are under way at once, a thread of the pool carries the
 /// connections, beside the outbox's own, which is busy with files. Where there is one at a time, the outbox's
-/// thread carries its connection: that spares each request several hand-overs, and the thread would only wait.
+/// thread carries its connection: that spares each request several hand-overs, and the thread would only wait. Such a
+/// connection ends with its thread, so that nobody else may use it ([`Client::for_instance`]).
 #[derive(Default)]
 pub(crate) struct Pool {
     clients: Mutex<HashMap<Dial, Client>>,
@@ -52,7 +54,8 @@ impl Pool {
             return Ok(client.clone());
         }
         let carrier = if dial.many { Some(self.carrier()?) } else { None };
-        let client = Client { http: http(dial)?, carrier };
+        let connector = connector(dial)?;
+        let client = Client { http: http(connector.clone()), connector, carrier };
         clients.insert(dial.clone(), client.clone());
         Ok(client)
     }
@@ -82,10 +85,14 @@ impl Drop for Pool {
     }
 }
 
+/// Makes connections. Its clones share what is expensive: the configuration of TLS.
+type Connector = HttpsConnector<HttpConnector>;
+
 /// Sends requests.
 #[derive(Clone)]
 pub(crate) struct Client {
-    http: legacy::Client<HttpsConnector<HttpConnector>, WasiBody>,
+    http: legacy::Client<Connector, WasiBody>,
+    connector: Connector,
     carrier: Option<Handle>,
 }
 
@@ -99,6 +106,14 @@ impl Drop for Sent {
 }
 
 impl Client {
+    /// The same for an instance, which stays on its thread: with connections of its own where that thread carries them.
+    pub(crate) fn for_instance(&self) -> Client {
+        match self.carrier {
+            Some(_) => self.clone(),
+            None => Client { http: http(self.connector.clone()), ..self.clone() },
+        }
+    }
+
     /// Sends a request. A connection that turns out to be closed is replaced only where none of the request
     /// had been sent.
     pub(crate) async fn send(&self, mut request: Request<WasiBody>) -> Result<Response<Incoming>, HttpError> {
@@ -114,7 +129,16 @@ impl Client {
     }
 }
 
-fn http(dial: &Dial) -> Result<legacy::Client<HttpsConnector<HttpConnector>, WasiBody>, Error> {
+fn http(connector: Connector) -> legacy::Client<Connector, WasiBody> {
+    legacy::Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(IDLE)
+        .pool_timer(TokioTimer::new())
+        // The target's host is the origin's; over HTTP/1.1 the guest's Host header says the same.
+        .set_host(true)
+        .build(connector)
+}
+
+fn connector(dial: &Dial) -> Result<Connector, Error> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     // Without it, a request of two segments waits 40 ms for a delayed acknowledgement.
@@ -123,17 +147,11 @@ fn http(dial: &Dial) -> Result<legacy::Client<HttpsConnector<HttpConnector>, Was
     tcp.set_keepalive(Some(IDLE));
     #[cfg(any(target_os = "android", target_os = "linux"))]
     tcp.set_tcp_user_timeout(Some(dial.idle_timeout));
-    let connector = HttpsConnectorBuilder::new()
+    Ok(HttpsConnectorBuilder::new()
         .with_tls_config(tls(dial)?)
         .https_or_http()
         .enable_all_versions()
-        .wrap_connector(tcp);
-    Ok(legacy::Client::builder(TokioExecutor::new())
-        .pool_idle_timeout(IDLE)
-        .pool_timer(TokioTimer::new())
-        // The target's host is the origin's; over HTTP/1.1 the guest's Host header says the same.
-        .set_host(true)
-        .build(connector))
+        .wrap_connector(tcp))
 }
 
 fn tls(dial: &Dial) -> Result<ClientConfig, Error> {

@@ -24,6 +24,6 @@ pub(crate) struct Recipe {
 impl Recipe {
     pub(crate) async fn instance(&self) -> Result<Instance, Error> {
         let Recipe { runtime, root, env, egress, limits, .. } = self;
-        Instance::new(runtime, root, env, egress.clone(), *limits).await
+        Instance::new(runtime, root, env, egress.for_instance(), *limits).await
     }
 }

@@ -95,6 +95,32 @@ async fn what_was_delivered_makes_room_while_the_next_reply_is_waited_for() {
 }
 
 #[tokio::test]
+async fn an_outbox_that_ends_takes_no_connection_of_another_along() {
+    let (roots, gate) = ([root(), root()], Gate::new());
+    let held = gate.clone();
+    let server = Upstream::start(move |seen: &Seen| match seen.target.as_str() {
+        "/held" => Act::ReplyAfter(held.clone(), Reply::new(204)),
+        _ => Act::from(204),
+    });
+    let [first, second] = roots
+        .each_ref()
+        .map(|root| builder(root.path()).upstream(server.url()).concurrency(1).open().unwrap());
+    // Leaves a connection idle.
+    send(&first, "PUT", "/a", "x").await;
+    assert_eq!(replay(&first).await.0.delivered, 1);
+    send(&second, "PUT", "/held", "x").await;
+    let pass = tokio::spawn(async move { replay(&second).await });
+    server.wait_for(2).await;
+    first.shutdown().await;
+    drop(first);
+    server.wait_for_end_of(1).await;
+    gate.open();
+    let (report, deliveries) = pass.await.unwrap();
+    assert_eq!((report.delivered, report.remaining), (1, 0), "{deliveries:?}");
+    assert_eq!(server.lines(), ["PUT /a", "PUT /held"]);
+}
+
+#[tokio::test]
 async fn a_refused_connection_defers_small_and_large_bodies_alike() {
     let (root, port) = (root(), ReservedPort::new());
     let outbox = open(root.path(), &port.url());

@@ -175,6 +175,8 @@ struct Shared {
     /// Counts requests that were seen, for those who wait.
     count: watch::Sender<usize>,
     connections: AtomicUsize,
+    /// Counts connections that have ended, for those who wait.
+    ended: watch::Sender<usize>,
     in_flight: AtomicUsize,
     max_in_flight: AtomicUsize,
     /// Bodies are kept only up to this size; longer ones are counted.
@@ -234,6 +236,7 @@ impl Upstream {
             seen: Mutex::default(),
             count: watch::channel(0).0,
             connections: AtomicUsize::new(0),
+            ended: watch::channel(0).0,
             in_flight: AtomicUsize::new(0),
             max_in_flight: AtomicUsize::new(0),
             keep: 1024 * 1024,
@@ -284,6 +287,13 @@ impl Upstream {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
+    /// Waits until so many connections have ended.
+    pub async fn wait_for_end_of(&self, connections: usize) {
+        let mut ended = self.shared.ended.subscribe();
+        let reached = ended.wait_for(|ended| *ended >= connections);
+        super::kit::soon("the end of a connection", reached).await.unwrap();
+    }
+
     /// How many requests were being dealt with at once, at most.
     pub fn max_in_flight(&self) -> usize {
         self.shared.max_in_flight.load(Ordering::Relaxed)
@@ -306,14 +316,15 @@ async fn accept(listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, s
         let (shared, tls) = (shared.clone(), tls.clone());
         tokio::spawn(async move {
             match tls {
-                None => http1(TokioIo::new(stream), shared, connection).await,
+                None => http1(TokioIo::new(stream), shared.clone(), connection).await,
                 Some(config) => {
                     // A client that does not trust us goes away here.
                     if let Ok(stream) = tokio_rustls::TlsAcceptor::from(config).accept(stream).await {
-                        http1(TokioIo::new(stream), shared, connection).await;
+                        http1(TokioIo::new(stream), shared.clone(), connection).await;
                     }
                 }
             }
+            shared.ended.send_modify(|ended| *ended += 1);
         });
     }
 }
