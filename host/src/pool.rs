@@ -2,7 +2,7 @@
 //! followed, no proxy is used.
 
 use crate::Error;
-use http::{Request, Response, Version};
+use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
@@ -12,10 +12,13 @@ use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
+use tower_service::Service;
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
 /// How long an idle connection is kept: less than the 60 s after which common servers close theirs, so that a
@@ -85,8 +88,28 @@ impl Drop for Pool {
     }
 }
 
-/// Makes connections. Its clones share what is expensive: the configuration of TLS.
-type Connector = HttpsConnector<HttpConnector>;
+/// Makes connections, each within the timeout: the name's address, TCP and TLS together. Its clones share what is
+/// expensive: the configuration of TLS.
+#[derive(Clone)]
+struct Connector {
+    https: HttpsConnector<HttpConnector>,
+    timeout: Duration,
+}
+
+impl Service<Uri> for Connector {
+    type Response = <HttpsConnector<HttpConnector> as Service<Uri>>::Response;
+    type Error = <HttpsConnector<HttpConnector> as Service<Uri>>::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.https.poll_ready(context)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let connection = tokio::time::timeout(self.timeout, self.https.call(to));
+        Box::pin(async { connection.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))? })
+    }
+}
 
 /// Sends requests.
 #[derive(Clone)]
@@ -143,15 +166,17 @@ fn connector(dial: &Dial) -> Result<Connector, Error> {
     tcp.enforce_http(false);
     // Without it, a request of two segments waits 40 ms for a delayed acknowledgement.
     tcp.set_nodelay(true);
+    // Of a name with several addresses, each has its part of it.
     tcp.set_connect_timeout(Some(dial.connect_timeout));
     tcp.set_keepalive(Some(IDLE));
     #[cfg(any(target_os = "android", target_os = "linux"))]
     tcp.set_tcp_user_timeout(Some(dial.idle_timeout));
-    Ok(HttpsConnectorBuilder::new()
+    let https = HttpsConnectorBuilder::new()
         .with_tls_config(tls(dial)?)
         .https_or_http()
         .enable_all_versions()
-        .wrap_connector(tcp))
+        .wrap_connector(tcp);
+    Ok(Connector { https, timeout: dial.connect_timeout })
 }
 
 fn tls(dial: &Dial) -> Result<ClientConfig, Error> {

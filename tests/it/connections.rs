@@ -121,6 +121,21 @@ async fn an_outbox_that_ends_takes_no_connection_of_another_along() {
 }
 
 #[tokio::test]
+async fn a_server_that_accepts_and_says_nothing_of_tls_has_the_time_of_a_connection() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for concurrency in [1, 4] {
+        let root = root();
+        let url = format!("https://{}", silent.local_addr().unwrap());
+        let outbox = builder(root.path()).upstream(url).concurrency(concurrency);
+        let outbox = outbox.connect_timeout(IDLE).idle_timeout(10 * IDLE).open().unwrap();
+        send(&outbox, "PUT", "/a", "x").await;
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.deferred, report.remaining, report.upstream), (1, 1, Health::Down));
+        assert_eq!(deliveries[0].detail.as_deref(), Some("no connection within the timeout"));
+    }
+}
+
+#[tokio::test]
 async fn a_refused_connection_defers_small_and_large_bodies_alike() {
     let (root, port) = (root(), ReservedPort::new());
     let outbox = open(root.path(), &port.url());
