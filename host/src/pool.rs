@@ -2,6 +2,7 @@
 //! followed, no proxy is used.
 
 use crate::Error;
+use http::uri::Authority;
 use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -141,6 +142,7 @@ impl Client {
     /// had been sent.
     pub(crate) async fn send(&self, mut request: Request<WasiBody>) -> Result<Response<Incoming>, HttpError> {
         *request.version_mut() = Version::HTTP_11;
+        let to = request.uri().authority().cloned();
         let reply = self.http.request(request);
         let reply = match &self.carrier {
             None => reply.await,
@@ -148,7 +150,7 @@ impl Client {
                 (&mut Sent(carrier.spawn(reply)).0).await.map_err(|_| HttpError::ConnectionTerminated)?
             }
         };
-        reply.map_err(|error| classify(&error))
+        reply.map_err(|error| classify(&error, to.as_ref()))
     }
 }
 
@@ -217,15 +219,21 @@ fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     }
 }
 
-/// What the guest is told of a failed request.
-fn classify(error: &legacy::Error) -> HttpError {
+/// What the guest is told of a failed request. There is no way to tell it what is wrong with a certificate: the log does.
+fn classify(error: &legacy::Error, to: Option<&Authority>) -> HttpError {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let mut text = String::new();
     while let Some(cause) = source {
         text = cause.to_string();
         if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
             return match tls {
-                rustls::Error::InvalidCertificate(_) => HttpError::TlsCertificateError,
+                rustls::Error::InvalidCertificate(why) => {
+                    tracing::warn!(
+                        server = to.map(Authority::as_str),
+                        "the server's certificate is not trusted: {why}; an authority besides the platform's is trusted with --ca"
+                    );
+                    HttpError::TlsCertificateError
+                }
                 _ => HttpError::InternalError(Some(format!("TLS: {tls}"))),
             };
         }

@@ -1,5 +1,6 @@
 //! What the component cannot do or see: other servers, the credential, more memory; and TLS to the one server.
 
+use crate::cli::Cli;
 use crate::damage::{Damage, assert_each_is_set_aside_alone, damage};
 use crate::kit::{builder, edit_meta, open, replay, root, send, soon, tree};
 use crate::upstream::{Act, Upstream};
@@ -86,6 +87,25 @@ async fn nothing_is_sent_to_a_server_that_cannot_be_trusted() {
         let why = deliveries[0].detail.as_deref().unwrap();
         assert_eq!(why, "the server's certificate is not trusted", "{case}");
         assert!(server.seen().is_empty(), "{case}");
+    }
+}
+
+#[test]
+fn why_a_certificate_is_not_trusted_is_told() {
+    let (cli, authority) = (Cli::new(), Authority::new());
+    let ca = authority.file(cli.root.path());
+    let ca = ["--ca", ca.to_str().unwrap()];
+    let expired = |params: &mut CertificateParams| params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let cases = [
+        (authority.server("127.0.0.1", |_| {}), &[][..], "--ca"),
+        (authority.server("example.org", |_| {}), &ca, "only valid for"),
+        (authority.server("127.0.0.1", expired), &ca, "expired"),
+    ];
+    cli.send(&["PUT", "/a"]);
+    for (server, args, wanted) in cases {
+        let ran = cli.run(["replay", "--upstream", &server.url()].iter().chain(args));
+        assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+        assert!(ran.stderr.contains(wanted) && ran.stderr.contains(&server.addr().to_string()), "{ran:?}");
     }
 }
 
