@@ -108,7 +108,8 @@ impl Instance {
         let mut store = Store::new(&runtime.0.engine, state);
         store.limiter(|state| &mut state.limits);
         interrupt_when_stuck(&mut store, limits.deadline);
-        let exports = runtime.0.pre.instantiate_async(&mut store).await.map_err(unusable)?;
+        let starting = runtime.0.pre.instantiate_async(&mut store);
+        let exports = within(runtime, &activity, limits.deadline, starting).await?.map_err(unusable)?;
         let runtime = runtime.clone();
         Ok(Instance { store, exports, staged: 0, wants_staging: false, stderr, activity, limits, runtime })
     }
@@ -124,18 +125,8 @@ impl Instance {
         &mut self,
         call: impl AsyncFnOnce(&Outbox, &mut Store<State>) -> wasmtime::Result<T>,
     ) -> Result<T, Error> {
-        let ticking = self.runtime.0.clock.guard();
-        let (activity, deadline) = (self.activity.clone(), self.limits.deadline);
-        let result = tokio::select! {
-            // A call that never waits, as most into the queue, then needs no timer.
-            biased;
-            result = call(&self.exports, &mut self.store) => result,
-            () = inactive(&activity, deadline) => {
-                return Err(Error::Trapped(format!("a call made no progress for {deadline:?}")));
-            }
-        };
-        drop(ticking);
-        result.map_err(|trap| {
+        let call = call(&self.exports, &mut self.store);
+        within(&self.runtime, &self.activity, self.limits.deadline, call).await?.map_err(|trap| {
             let said = self.stderr.contents();
             let said = String::from_utf8_lossy(&said);
             match said.trim() {
@@ -143,6 +134,24 @@ impl Instance {
                 said => Error::Trapped(format!("{said}: {}", trap.root_cause())),
             }
         })
+    }
+}
+
+/// Awaits guest code, within the deadline between its host calls.
+async fn within<T>(
+    runtime: &Runtime,
+    activity: &AtomicU64,
+    deadline: Duration,
+    call: impl Future<Output = wasmtime::Result<T>>,
+) -> Result<wasmtime::Result<T>, Error> {
+    let _ticking = runtime.0.clock.guard();
+    tokio::select! {
+        // A call that never waits, as most into the queue, then needs no timer.
+        biased;
+        result = call => Ok(result),
+        () = inactive(activity, deadline) => {
+            Err(Error::Trapped(format!("a call made no progress for {deadline:?}")))
+        }
     }
 }
 

@@ -94,6 +94,23 @@ fn code_of(component: &[u8], export: &str) -> Range<usize> {
     found.remove(0)
 }
 
+/// The component, and beside its own modules one that computes without end as soon as it is instantiated.
+fn component_that_never_starts() -> NamedTempFile {
+    // A function that loops, and that it is to be called at the start.
+    const MODULE: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x08\x01\0\
+        \x0a\x09\x01\x07\0\x03\x40\x0c\0\x0b\x0b";
+    let mut bytes = Runtime::component().to_vec();
+    let modules = Parser::new(0).parse_all(&bytes);
+    let modules = modules.filter(|payload| matches!(payload, Ok(Payload::ModuleSection { .. }))).count();
+    bytes.extend([0x01, MODULE.len() as u8]);
+    bytes.extend(MODULE);
+    // An instance of it, which is given nothing.
+    bytes.extend([0x02, 0x04, 0x01, 0x00, modules as u8, 0x00]);
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(&bytes).unwrap();
+    file
+}
+
 fn runtime_of(component: &NamedTempFile) -> Runtime {
     let component = Some(component.path().to_owned());
     Runtime::new(&RuntimeOptions { component, cache_dir: Some(kit::cache_dir()) }).unwrap()
@@ -195,6 +212,20 @@ async fn an_enqueue_that_traps_or_never_ends_leaves_nothing_and_harms_no_other()
         }
         assert_eq!((outbox.count().await.unwrap().pending, kit::tree(root.path())), (3, before));
         assert_delivered_after_all(root.path(), &server, &ids).await;
+    }
+}
+
+#[tokio::test]
+async fn a_component_that_never_starts_is_stopped() {
+    let (root, never) = (root(), component_that_never_starts());
+    let limits = Limits { deadline: Duration::from_millis(500), ..Limits::default() };
+    let outbox = builder(root.path()).runtime(runtime_of(&never)).limits(limits);
+    let outbox = outbox.upstream("http://127.0.0.1:9").open().unwrap();
+    let failures =
+        [soon("the count", outbox.count()).await.err(), soon("the pass", outbox.replay()).await.err()];
+    for failure in failures {
+        let said = failure.unwrap().to_string();
+        assert!(said.contains("it computed for 500ms without a host call"), "{said}");
     }
 }
 
