@@ -133,7 +133,16 @@ impl Worker {
             })
         });
         self.send((run, Box::new(refuse)))?;
-        result.await.map_err(|_| Error::ShutDown)?
+        match result.await {
+            Ok(result) => result,
+            Err(_) => {
+                // Its inbox may still be there for a moment: what comes next is not for that.
+                *self.jobs.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                let why =
+                    "its thread ended in a panic, which stderr shows; a credential's callback may not panic";
+                Err(Error::Trapped(why.into()))
+            }
+        }
     }
 }
 

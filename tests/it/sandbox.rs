@@ -321,3 +321,22 @@ async fn a_guest_out_of_memory_is_stopped_and_loses_nothing() {
     let bodies: Vec<_> = server.seen().into_iter().map(|seen| seen.body).collect();
     assert_eq!(bodies, [b"1", b"2"]);
 }
+
+#[tokio::test]
+async fn a_callback_that_panics_costs_one_pass() {
+    for concurrency in [1, 4] {
+        let (root, server) = (root(), Upstream::start(|_| 204));
+        let asked = AtomicUsize::new(0);
+        let credential = Credential::from_fn(move || {
+            assert!(asked.fetch_add(1, Ordering::Relaxed) > 0, "no credential yet");
+            None
+        });
+        let outbox = builder(root.path()).upstream(server.url()).concurrency(concurrency);
+        let outbox = outbox.credential(credential).open().unwrap();
+        send(&outbox, "PUT", "/a", "x").await;
+        let failed = outbox.replay().await;
+        assert!(matches!(&failed, Err(Error::Trapped(why)) if why.contains("panic")), "{failed:?}");
+        assert_eq!(replay(&outbox).await.0.delivered, 1);
+        assert_eq!(server.lines(), ["PUT /a"]);
+    }
+}
