@@ -301,3 +301,14 @@ fn an_empty_variable_is_like_none() {
     command.env("OUTBOX_ROOT", "").current_dir(cli.root.path());
     assert!(crate::cli::Ran::from(command.output().unwrap()).stderr.contains("./outbox-data"));
 }
+
+#[test]
+fn who_reads_may_go_away() {
+    let cli = Cli::new();
+    let gone = || std::io::pipe().unwrap().1;
+    let demo = cli.command(["demo"]).stdout(gone()).output().unwrap();
+    assert_eq!((demo.status.code(), String::from_utf8(demo.stderr).unwrap()), (Some(0), String::new()));
+    for (args, code) in [(["show", "nothing"], 1), (["send", "PUT"], 2)] {
+        assert_eq!(cli.command(args).stderr(gone()).status().unwrap().code(), Some(code), "{args:?}");
+    }
+}

@@ -9,8 +9,9 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use outbox_host::{Event, Keep, Outbox, Write};
+use outbox_host::{Event, Keep, Outbox, Write as QueuedWrite};
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::{TcpListener, TcpSocket};
@@ -24,79 +25,89 @@ pub async fn demo(global: &Global, args: DemoArgs) -> anyhow::Result<u8> {
     let demo_root = Global { root: dir.path().into(), component: global.component.clone() };
     let outbox = builder(&demo_root).upstream(&upstream).concurrency(1).open()?;
 
-    println!("An outbox in {}, for a server at {upstream}.\n", dir.path().display());
-    println!("1. The server is away. Writes are queued; each is on the disk before it is acknowledged.\n");
+    let out = &mut io::stdout().lock();
+    writeln!(out, "An outbox in {}, for a server at {upstream}.\n", dir.path().display())?;
+    writeln!(
+        out,
+        "1. The server is away. Writes are queued; each is on the disk before it is acknowledged.\n"
+    )?;
     let writes = [
         ("PUT", "/notes/monday.txt", "buy milk"),
         ("PUT", "/notes/tuesday.txt", "call Ada"),
         ("PUT", "/notes/monday.txt", "buy milk and bread"),
     ];
     for (method, uri, body) in writes {
-        let id = outbox.enqueue_write(Write::new(method, uri), body.into()).await?;
-        println!("   queued    {id}  {method} {uri}  {body:?}");
+        let id = outbox.enqueue_write(QueuedWrite::new(method, uri), body.into()).await?;
+        writeln!(out, "   queued    {id}  {method} {uri}  {body:?}")?;
     }
-    pass(&outbox).await?;
+    pass(out, &outbox).await?;
 
-    println!("\n2. The server is back. What waits is replayed, in order.\n");
+    writeln!(out, "\n2. The server is back. What waits is replayed, in order.\n")?;
     let server = Server::default();
     let listener = socket.listen(16)?;
     let serving = tokio::spawn(server.clone().serve(listener));
-    pass(&outbox).await?;
-    server.show();
+    pass(out, &outbox).await?;
+    server.show(out)?;
 
-    println!(
+    writeln!(
+        out,
         "\n3. We read /notes/monday.txt, which is \"v2\", and edit it. Meanwhile somebody else does too.\n"
-    );
-    let edit = Write { base_etag: Some("\"v2\"".into()), ..Write::new("PUT", "/notes/monday.txt") };
+    )?;
+    let edit =
+        QueuedWrite { base_etag: Some("\"v2\"".into()), ..QueuedWrite::new("PUT", "/notes/monday.txt") };
     let id = outbox.enqueue_write(edit, "buy milk, bread and tea".into()).await?;
-    println!("   queued    {id}  PUT /notes/monday.txt  \"buy milk, bread and tea\", based on \"v2\"");
+    writeln!(out, "   queued    {id}  PUT /notes/monday.txt  \"buy milk, bread and tea\", based on \"v2\"")?;
     server.write("/notes/monday.txt", "milk is sold out");
-    println!("   elsewhere \"milk is sold out\" becomes \"v3\"");
-    pass(&outbox).await?;
-    println!("\n   The other's version stands, and ours is kept, with the server's reply:\n");
-    show_tree(&dir.path().join(".zddc-outbox"))?;
+    writeln!(out, "   elsewhere \"milk is sold out\" becomes \"v3\"")?;
+    pass(out, &outbox).await?;
+    writeln!(out, "\n   The other's version stands, and ours is kept, with the server's reply:\n")?;
+    show_tree(out, &dir.path().join(".zddc-outbox"))?;
 
-    println!("\n4. Somebody decides, here with 'outbox resolve {id} --keep mine'.\n");
+    writeln!(out, "\n4. Somebody decides, here with 'outbox resolve {id} --keep mine'.\n")?;
     let again = outbox.resolve(&id, Keep::Mine).await?.unwrap_or_default();
-    println!("   queued    {again}  the same text, now based on \"v3\"");
-    pass(&outbox).await?;
-    server.show();
+    writeln!(out, "   queued    {again}  the same text, now based on \"v3\"")?;
+    pass(out, &outbox).await?;
+    server.show(out)?;
 
     serving.abort();
     if args.keep {
         let kept = dir.keep();
-        println!("\nThe directory is kept: {}\nLook around with: outbox --root {0} status", kept.display());
+        writeln!(
+            out,
+            "\nThe directory is kept: {}\nLook around with: outbox --root {0} status",
+            kept.display()
+        )?;
     } else {
-        println!("\nNothing is left behind. Now yours: outbox send --help, outbox run --help");
+        writeln!(out, "\nNothing is left behind. Now yours: outbox send --help, outbox run --help")?;
     }
     Ok(DONE)
 }
 
 /// One pass, as the daemon makes them, and what came of it.
-async fn pass(outbox: &Outbox) -> anyhow::Result<()> {
+async fn pass(out: &mut impl Write, outbox: &Outbox) -> anyhow::Result<()> {
     let mut events = outbox.subscribe();
     let report = outbox.replay().await?;
     while let Ok(event) = events.try_recv() {
         if let Event::Delivery(delivery) = event {
-            println!("   {}", text::delivery(&delivery));
+            writeln!(out, "   {}", text::delivery(&delivery))?;
         }
     }
-    println!("   = {}", text::report(&report));
+    writeln!(out, "   = {}", text::report(&report))?;
     Ok(())
 }
 
-fn show_tree(outbox: &Path) -> anyhow::Result<()> {
+fn show_tree(out: &mut impl Write, outbox: &Path) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(outbox)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with('.') {
             continue;
         }
-        println!("   .zddc-outbox/{name}/");
+        writeln!(out, "   .zddc-outbox/{name}/")?;
         let mut files: Vec<_> = std::fs::read_dir(entry.path())?.collect::<Result<_, _>>()?;
         files.sort_by_key(std::fs::DirEntry::file_name);
         for file in files {
-            println!("     {:<14} {}", file.file_name().to_string_lossy(), summary(&file.path())?);
+            writeln!(out, "     {:<14} {}", file.file_name().to_string_lossy(), summary(&file.path())?)?;
         }
     }
     Ok(())
@@ -129,11 +140,12 @@ impl Server {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
     }
 
-    fn show(&self) {
-        println!("\n   The server now has:");
+    fn show(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "\n   The server now has:")?;
         for (path, (version, text)) in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            println!("     {path:<20} \"v{version}\"  {text:?}");
+            writeln!(out, "     {path:<20} \"v{version}\"  {text:?}")?;
         }
+        Ok(())
     }
 
     async fn serve(self, listener: TcpListener) {

@@ -109,7 +109,8 @@ fn code_of(counts: &Counts) -> u8 {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    // The exit code says it where nobody reads.
+    let _ = writeln!(std::io::stderr(), "error: {error:#}");
     match error.downcast_ref::<Error>() {
         Some(Error::Invalid { .. }) => ExitCode::from(USAGE),
         _ => ExitCode::from(FAILED),
