@@ -75,7 +75,14 @@ fn tell(wakes: &Mutex<HashMap<PathBuf, Arc<Notify>>>, event: notify::Result<Even
         // So many events came that some were lost; better a pass too many.
         Ok(event) if event.need_rescan() => wakes.values().for_each(|wake| wake.notify_one()),
         Ok(event) if appears(&event.kind) => {
-            let matter = event.paths.iter().filter(|path| path.file_name().is_some_and(matters));
+            // Of a rename, the first path is what it was called: our own conflicts were entries.
+            let paths = match event.kind {
+                EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => {
+                    event.paths.get(1..).unwrap_or_default()
+                }
+                _ => &event.paths,
+            };
+            let matter = paths.iter().filter(|path| path.file_name().is_some_and(matters));
             let dirs = matter.filter_map(|path| wakes.get(path.parent()?));
             dirs.for_each(|wake| wake.notify_one());
         }
@@ -109,6 +116,25 @@ fn matters(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_entry_that_is_set_aside_wakes_nobody_and_one_that_is_put_back_does() {
+        let (id, conflict) = ("18ea4ba277c322d7-873e00", "18ea4ba277c322d7-873e00.conflict-20261122T065602Z");
+        for (from, to, wakes) in [(id, conflict, false), (conflict, id, true)] {
+            let (dir, wake) = (Path::new("outbox"), Arc::new(Notify::new()));
+            let known = Mutex::new(HashMap::from([(dir.to_owned(), wake.clone())]));
+            let renamed = EventKind::Modify(ModifyKind::Name(RenameMode::Both));
+            tell(&known, Ok(Event::new(renamed).add_path(dir.join(from)).add_path(dir.join(to))));
+            let woken = tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+                tokio::select! {
+                    biased;
+                    () = wake.notified() => true,
+                    () = std::future::ready(()) => false,
+                }
+            });
+            assert_eq!(woken, wakes, "{from} -> {to}");
+        }
+    }
 
     #[test]
     fn only_entries_and_wishes_matter() {
