@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What a guest takes.
+const MAX_CONCURRENCY: usize = 256;
+
 /// Whether an enqueue that returned survives a power failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
@@ -270,6 +273,7 @@ impl Builder {
     /// tokio runtime.
     pub fn open(self) -> Result<Outbox, Error> {
         let origin = self.upstream.as_deref().map(Origin::of_upstream).transpose()?;
+        self.check()?;
         let root = root::prepare(&self.root, self.create)?;
         let runtime = match self.runtime {
             Some(ref runtime) => runtime.clone(),
@@ -304,6 +308,22 @@ impl Builder {
         let outbox = self.open()?;
         outbox.start()?;
         Ok(outbox)
+    }
+
+    /// Refuses what no guest could be started with.
+    fn check(&self) -> Result<(), Error> {
+        let refuse = |what: &str, value: u64, reason: &str| {
+            Err(Error::Invalid { what: what.into(), value: value.to_string(), reason: reason.into() })
+        };
+        if !(1..=MAX_CONCURRENCY).contains(&self.concurrency) {
+            return refuse("concurrency", self.concurrency as u64, "it is from 1 to 256 requests at once");
+        }
+        for (what, limit) in [("max_bytes", self.max_bytes), ("max_entries", self.max_entries)] {
+            if limit == Some(0) {
+                return refuse(what, 0, "nothing could be queued; give 1 or more, or none for no limit");
+            }
+        }
+        Ok(())
     }
 
     /// The guest's configuration.

@@ -206,3 +206,23 @@ fn the_command_line_says_which_limit_it_was_and_how_to_make_room() {
     let status = crate::cli::parse(cli.run(["status", "--json"]).stdout);
     assert_eq!((&status["bytes"], &status["newer"]), (&8192.into(), &0.into()));
 }
+
+#[tokio::test]
+async fn what_can_never_work_is_refused_before_anything_is_made() {
+    let root = root();
+    let outbox = root.path().join("new");
+    type Set = fn(Builder) -> Builder;
+    let cases: [(Set, &str, &str); 4] = [
+        (|b| b.concurrency(0), "concurrency", "0"),
+        (|b| b.concurrency(257), "concurrency", "257"),
+        (|b| b.max_entries(0), "max_entries", "0"),
+        (|b| b.max_bytes(0), "max_bytes", "0"),
+    ];
+    for (set, name, given) in cases {
+        match set(builder(&outbox).upstream("http://127.0.0.1:9")).start() {
+            Err(Error::Invalid { what, value, .. }) => assert_eq!((&*what, &*value), (name, given)),
+            other => panic!("{name} {given}: {:?}", other.err()),
+        }
+        assert!(!outbox.exists());
+    }
+}
