@@ -122,6 +122,8 @@ struct Guests {
     running: usize,
     /// The clock waits for one. Else nobody needs to be told, which would cost a system call per guest call.
     awaited: bool,
+    /// None will ever run again: the clock may end.
+    ended: bool,
 }
 
 impl Running {
@@ -136,17 +138,18 @@ pub(crate) struct EpochGuard(Arc<Running>);
 impl EpochClock {
     fn start(engine: &Engine) -> EpochClock {
         let running = Arc::new(Running::default());
-        let (weak, watched) = (engine.weak(), Arc::downgrade(&running));
+        let (weak, watched) = (engine.weak(), running.clone());
         std::thread::spawn(move || {
-            // Ends with the engine, or with the last who could start a guest.
-            while let Some(running) = watched.upgrade() {
-                let mut guests = running.guests();
+            loop {
+                let mut guests = watched.guests();
                 guests.awaited = guests.running == 0;
-                // Without a time-out a dropped clock would never be noticed.
-                let idle =
-                    running.changed.wait_timeout_while(guests, Duration::from_secs(60), |g| g.running == 0);
-                idle.unwrap_or_else(PoisonError::into_inner).0.awaited = false;
-                drop(running);
+                let idle = watched.changed.wait_while(guests, |guests| guests.running == 0 && !guests.ended);
+                let mut guests = idle.unwrap_or_else(PoisonError::into_inner);
+                guests.awaited = false;
+                if guests.ended {
+                    return;
+                }
+                drop(guests);
                 std::thread::sleep(EPOCH);
                 match weak.upgrade() {
                     Some(engine) => engine.increment_epoch(),
@@ -168,6 +171,13 @@ impl EpochClock {
     }
 }
 
+impl Drop for EpochClock {
+    fn drop(&mut self) {
+        self.running.guests().ended = true;
+        self.running.changed.notify_one();
+    }
+}
+
 impl Drop for EpochGuard {
     fn drop(&mut self) {
         self.0.guests().running -= 1;
@@ -177,6 +187,19 @@ impl Drop for EpochGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clock_ends_when_it_is_dropped() {
+        let clock = EpochClock::start(&Engine::default());
+        drop(clock.guard());
+        let running = Arc::downgrade(&clock.running);
+        drop(clock);
+        let begun = std::time::Instant::now();
+        while running.strong_count() > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "its thread is still there");
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
     fn what_replaces_wasmtimes_own_stands_where_that_is_linked() {
