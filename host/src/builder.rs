@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::credential::Credential;
 use crate::disk::Disk;
-use crate::egress::{Egress, Origin};
+use crate::egress::{Egress, Origin, UpstreamUrl};
 use crate::outbox::Outbox;
 use crate::pool::Dial;
 use crate::recipe::Recipe;
@@ -73,7 +73,7 @@ pub enum Order {
 pub struct Builder {
     root: PathBuf,
     create: bool,
-    upstream: Option<String>,
+    upstream: Option<UpstreamUrl>,
     credential: Option<Credential>,
     ca: Option<PathBuf>,
     concurrency: usize,
@@ -139,7 +139,7 @@ impl Builder {
 
     /// Where to replay to: `http(s)://host[:port][/prefix]`. Nothing else is reachable from the sandbox.
     pub fn upstream(mut self, url: impl Into<String>) -> Self {
-        self.upstream = Some(url.into());
+        self.upstream = Some(UpstreamUrl(url.into()));
         self
     }
 
@@ -272,7 +272,7 @@ impl Builder {
     /// Opens the outbox: entries can be queued, looked at and replayed on demand. Must be called within a
     /// tokio runtime.
     pub fn open(self) -> Result<Outbox, Error> {
-        let origin = self.upstream.as_deref().map(Origin::of_upstream).transpose()?;
+        let origin = self.upstream.as_ref().map(|url| Origin::of_upstream(&url.0)).transpose()?;
         self.check()?;
         let root = root::prepare(&self.root, self.create)?;
         let runtime = match self.runtime {
@@ -352,7 +352,7 @@ impl Builder {
         set(self.ambiguous == Ambiguous::Hold, "OUTBOX_AMBIGUOUS", "hold");
         set(self.coalesce, "OUTBOX_COALESCE", "on");
         set(self.profile == Profile::Original, "OUTBOX_PROFILE", "original");
-        env.extend(self.upstream.iter().map(|url| ("OUTBOX_UPSTREAM", url.clone())));
+        env.extend(self.upstream.iter().map(|url| ("OUTBOX_UPSTREAM", url.0.clone())));
         // Linux says it. Elsewhere, each instance looks through the names in the queue before it gives out an id.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
         env.extend(boot.map(|boot| ("OUTBOX_BOOT", boot.trim().to_owned())));
