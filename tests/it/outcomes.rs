@@ -1,7 +1,7 @@
 //! What becomes of an entry after each kind of reply: the table of docs/semantics.md, and what an operator can do then.
 
 use crate::kit::{builder, json, open, path, replay, root, send, set_aside, tree};
-use crate::resources::{Names, Resources};
+use crate::resources::{Names, Resources, date, now};
 use crate::upstream::{Act, Reply, Seen, Upstream};
 use outbox_host::{Delivery, Error, Health, Keep, Outbox, Outcome, Place, Refused, Write};
 use std::path::Path;
@@ -169,20 +169,19 @@ async fn what_may_succeed_later_is_deferred_with_a_backoff_and_no_redirect_is_fo
 
 #[tokio::test]
 async fn retry_after_in_seconds_or_as_a_date_wins_between_a_second_and_a_day() {
-    let date = |at: SystemTime| httpdate::fmt_http_date(at);
-    let now = SystemTime::now();
-    for (value, seconds) in [
-        ("0".to_owned(), 1.0),
-        ("5".into(), 5.0),
-        ("120".into(), 120.0),
-        ("999999".into(), 86_400.0),
-        ("99999999999999999999".into(), 86_400.0),
-        (date(now + Duration::from_secs(600)), 600.0),
-        (date(now - Duration::from_secs(600)), 1.0),
-        (date(now + Duration::from_secs(9_999_999)), 86_400.0),
-    ] {
-        let after = value.clone();
-        let server = Upstream::start(move |_| Reply::new(503).header("Retry-After", &after));
+    let cases: [(fn() -> String, f64); 8] = [
+        (|| "0".into(), 1.0),
+        (|| "5".into(), 5.0),
+        (|| "120".into(), 120.0),
+        (|| "999999".into(), 86_400.0),
+        (|| "99999999999999999999".into(), 86_400.0),
+        (|| date(now() + 600), 600.0),
+        (|| date(now() - 600), 1.0),
+        (|| date(now() + 9_999_999), 86_400.0),
+    ];
+    for (value, seconds) in cases {
+        // Asked for when the server replies: a date is as far away then as it says here.
+        let server = Upstream::start(move |_| Reply::new(503).header("Retry-After", &value()));
         let root = root();
         let outbox = open(root.path(), &server.url());
         let id = send(&outbox, "PUT", "/a", "1").await;
@@ -190,12 +189,12 @@ async fn retry_after_in_seconds_or_as_a_date_wins_between_a_second_and_a_day() {
         let (report, _) = replay(&outbox).await;
         let wait = wait_of(root.path(), &id, before);
         // not_before is rounded up to the second, and an HTTP date down. The pass itself takes a while.
-        assert!((seconds - 2.0..seconds + 8.0).contains(&wait), "{value}: {wait} s");
-        assert!((1.0..=86_408.0).contains(&wait), "{value}: {wait} s");
+        assert!((seconds - 2.0..seconds + 8.0).contains(&wait), "{seconds}: {wait} s");
+        assert!((1.0..=86_408.0).contains(&wait), "{seconds}: {wait} s");
         // The next pass is made when the entry is due, at the latest at the tick.
         let delay = report.next_delay_ms as f64 / 1_000.0;
         let expected = seconds.min(30.0);
-        assert!((expected - 3.0..expected + 1.5).contains(&delay), "{value}: next pass in {delay} s");
+        assert!((expected - 3.0..expected + 1.5).contains(&delay), "{seconds}: next pass in {delay} s");
     }
 }
 
