@@ -186,7 +186,9 @@ async fn a_reply_counts_by_its_status_line_also_where_its_content_breaks_off_or_
         let root = root();
         let said = format!("{act:?}");
         let server = Upstream::start(move |_| act.clone());
-        let outbox = impatient(root.path(), &server);
+        // Long enough for the head to come in time on a busy machine.
+        let patience = Duration::from_secs(2);
+        let outbox = builder(root.path()).upstream(server.url()).idle_timeout(patience).open().unwrap();
         send(&outbox, "PUT", "/a", "x").await;
         let (report, deliveries) = soon("the pass", replay(&outbox)).await;
         assert_eq!((deliveries[0].outcome, report.upstream), (outcome, Health::Up), "{said}: {deliveries:?}");

@@ -187,8 +187,9 @@ async fn a_large_body_is_compared_as_it_streams_and_is_never_stored() {
 async fn asked(answer: Act) -> (tempfile::TempDir, Upstream, Outbox, String, Report, Vec<Delivery>) {
     let root = root();
     let server = Upstream::start(move |seen| if seen.method == "GET" { answer.clone() } else { 412.into() });
+    // Long enough for a whole answer to come in time on a busy machine.
     let outbox =
-        builder(root.path()).upstream(server.url()).idle_timeout(Duration::from_millis(300)).open().unwrap();
+        builder(root.path()).upstream(server.url()).idle_timeout(Duration::from_secs(2)).open().unwrap();
     let id = send_on(&outbox, &Base::Etag("\"v1\"".into()), "PUT", "/doc", "0123456789").await;
     let (report, deliveries) = replay(&outbox).await;
     (root, server, outbox, id, report, deliveries)

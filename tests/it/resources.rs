@@ -78,7 +78,11 @@ impl Resources {
         let resources = self.clone();
         move |_: &Seen| {
             let resources = resources.clone();
-            Act::decide(move |seen| resources.act(seen, now()))
+            Act::decide(move |seen| {
+                let at = now();
+                // Said here: a Date that is put in later may be that of the next second.
+                resources.act(seen, at).header("date", &date(at))
+            })
         }
     }
 

@@ -265,7 +265,7 @@ async fn a_host_call_that_never_returns_is_cut_off_and_its_entry_sent_again() {
     let started = Instant::now();
     let report = outbox.replay().await;
     assert!(matches!(&report, Err(Error::Trapped(why)) if why.contains("no progress for 1s")), "{report:?}");
-    assert!(started.elapsed() < Duration::from_secs(4));
+    assert!(started.elapsed() < Duration::from_secs(30));
     server.script(|_| 204);
     assert_delivered_after_all(root.path(), &server, &[id]).await;
 }
