@@ -225,7 +225,7 @@ async fn an_upload_that_is_slow_but_moves_is_not_cut() {
     send_large(&outbox, "/a", len).await;
     let started = Instant::now();
     let (report, deliveries) = replay(&outbox).await;
-    assert_eq!((report.delivered, report.remaining), (1, 0), "{deliveries:?}");
+    assert_eq!((report.delivered, report.remaining, report.upstream), (1, 0, Health::Up), "{deliveries:?}");
     assert!(started.elapsed() > patience, "it took {:?} only, which shows nothing", started.elapsed());
     assert_eq!(server.seen()[0].checksum, Generated::checksum(len));
 }

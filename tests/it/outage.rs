@@ -3,7 +3,6 @@
 use crate::kit::{builder, replay, root, send, soon};
 use crate::upstream::{Act, Reply, Upstream};
 use outbox_host::{Event, Health, Outcome};
-use std::time::Duration;
 
 #[tokio::test]
 async fn a_wake_resets_the_upstreams_backoff_but_not_a_servers_retry_after() {
@@ -75,23 +74,4 @@ async fn what_is_held_for_want_of_credentials_goes_on_with_a_token_that_was_put_
         // The refusal made the host look again, so the next pass has the new one at once.
         assert_eq!((replay(&outbox).await.0.delivered, server.lines().len()), (3, asked + 3));
     }
-}
-
-#[tokio::test]
-async fn a_slow_line_is_no_outage() {
-    // More than the idle timeout in all, never as long without a byte.
-    let root = root();
-    let pause = Duration::from_millis(60);
-    let server = Upstream::start(move |_| Act::ReadSlowly(pause, Reply::new(204)));
-    let outbox = builder(root.path())
-        .upstream(server.url())
-        .idle_timeout(Duration::from_millis(1_500))
-        .open()
-        .unwrap();
-    let body = outbox_host::Body::reader(std::io::Cursor::new(vec![7; 3_000_000]));
-    outbox.enqueue_write(outbox_host::Write::new("PUT", "/a"), body).await.unwrap();
-    let started = std::time::Instant::now();
-    let (report, _) = replay(&outbox).await;
-    assert_eq!((report.delivered, report.upstream), (1, Health::Up));
-    assert!(started.elapsed() > Duration::from_millis(300));
 }
