@@ -214,7 +214,7 @@ async fn a_deferred_entry_is_not_sent_before_its_time_unless_retry_makes_it_due(
 }
 
 #[tokio::test]
-async fn attempts_add_up_and_the_backoff_grows_with_them() {
+async fn attempts_add_up_and_no_backoff_is_longer_than_they_allow() {
     let (root, server) = (root(), Upstream::start(|_| 500));
     let outbox = open(root.path(), &server.url());
     let id = send(&outbox, "PUT", "/a", "1").await;
@@ -227,6 +227,26 @@ async fn attempts_add_up_and_the_backoff_grows_with_them() {
         assert!((1.0..=f64::from(30 << (attempts - 1)) + 5.0).contains(&wait), "{attempts}: {wait} s");
         outbox.retry(&id).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn after_many_attempts_entries_wait_long_and_not_all_alike() {
+    let (root, server) = (root(), Upstream::start(|_| 500));
+    let outbox = open(root.path(), &server.url());
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        let id = send(&outbox, "PUT", &format!("/{n}"), "x").await;
+        std::fs::write(path(root.path(), &format!("{id}/state.json")), r#"{"attempts": 7}"#).unwrap();
+        ids.push(id);
+    }
+    let before = SystemTime::now();
+    assert_eq!(replay(&outbox).await.0.deferred, 20);
+    let mut waits: Vec<u64> = ids.iter().map(|id| wait_of(root.path(), id, before).round() as u64).collect();
+    waits.sort_unstable();
+    // Each takes any part of an hour: none of 20 is over 10 minutes once in 4 * 10^15 runs.
+    assert!((600..=3_610).contains(waits.last().unwrap()), "{waits:?}");
+    waits.dedup();
+    assert!(waits.len() > 3, "{waits:?}");
 }
 
 #[tokio::test]
