@@ -1,8 +1,8 @@
 //! What a wake changes in an outage, and what it leaves alone.
 
-use crate::kit::{builder, replay, root, send, soon};
-use crate::upstream::{Act, Reply, Upstream};
-use outbox_host::{Event, Health, Outcome};
+use crate::kit::{builder, open, replay, root, send, soon};
+use crate::upstream::{Act, Gate, Reply, ReservedPort, Seen, Upstream};
+use outbox_host::{Event, Health, Outbox, Outcome};
 
 #[tokio::test]
 async fn a_wake_resets_the_upstreams_backoff_but_not_a_servers_retry_after() {
@@ -74,4 +74,77 @@ async fn what_is_held_for_want_of_credentials_goes_on_with_a_token_that_was_put_
         // The refusal made the host look again, so the next pass has the new one at once.
         assert_eq!((replay(&outbox).await.0.delivered, server.lines().len()), (3, asked + 3));
     }
+}
+
+/// Passes in an outage, the first on demand and the others at ticks: the pauses after them in seconds, and what was
+/// tried.
+async fn passes_in_an_outage(outbox: &Outbox, health: Health) -> (Vec<u64>, Vec<String>) {
+    let mut events = outbox.subscribe();
+    let (mut pauses, mut tried) = (Vec::new(), Vec::new());
+    let mut report = outbox.replay().await.unwrap();
+    loop {
+        assert_eq!((report.upstream, report.remaining), (health, 3));
+        pauses.push(report.next_delay_ms / 1_000);
+        if pauses.len() == 6 {
+            break;
+        }
+        report = outbox.tick(&report).await.unwrap();
+    }
+    while let Ok(event) = events.try_recv() {
+        if let Event::Delivery(delivery) = event {
+            tried.push(delivery.id);
+        }
+    }
+    (pauses, tried)
+}
+
+#[tokio::test]
+async fn the_pause_of_an_outage_doubles_to_five_minutes_and_each_tick_tries_the_oldest_entry_alone() {
+    let port = ReservedPort::new();
+    let server = Upstream::start(|_| 401);
+    for (url, health) in [(port.url(), Health::Down), (server.url(), Health::Auth)] {
+        let root = root();
+        let outbox = open(root.path(), &url);
+        let oldest = send(&outbox, "PUT", "/a", "x").await;
+        for uri in ["/b", "/c"] {
+            send(&outbox, "PUT", uri, "x").await;
+        }
+        let (pauses, tried) = passes_in_an_outage(&outbox, health).await;
+        assert_eq!(pauses, [30, 60, 120, 240, 300, 300], "{health}");
+        assert_eq!(tried, [const { "" }; 6].map(|_| oldest.clone()), "{health}");
+    }
+    assert_eq!(server.lines(), ["PUT /a"; 6]);
+}
+
+#[tokio::test]
+async fn the_oldest_of_those_that_were_in_flight_is_tried_at_the_next_tick() {
+    let (root, gates) = (root(), [0; 4].map(|_| Gate::new()));
+    let held = gates.clone();
+    let server = Upstream::start(move |seen: &Seen| match seen.target[1..].parse::<usize>().unwrap() {
+        0 => Act::from(204),
+        n => Act::CutLater(held[n - 1].clone()),
+    });
+    let outbox = builder(root.path()).upstream(server.url()).concurrency(4).open().unwrap();
+    let mut ids = Vec::new();
+    for n in 0..6 {
+        ids.push(send(&outbox, "PUT", &format!("/{n}"), "x").await);
+    }
+    let mut events = outbox.subscribe();
+    let mut next = async || match soon("an outcome", events.recv()).await.unwrap() {
+        Event::Delivery(delivery) => (delivery.id, delivery.outcome),
+        other => panic!("{other:?}"),
+    };
+    let replaying = outbox.clone();
+    let pass = tokio::spawn(async move { replaying.replay().await.unwrap() });
+    server.wait_for(5).await;
+    assert_eq!(next().await, (ids[0].clone(), Outcome::Delivered));
+    for n in (1..=4).rev() {
+        gates[n - 1].open();
+        assert_eq!(next().await, (ids[n].clone(), Outcome::Deferred));
+    }
+    let last = soon("the pass", pass).await.unwrap();
+    assert_eq!((last.deferred, last.remaining, last.upstream), (4, 5, Health::Down));
+    server.script(|_| Act::Cut);
+    outbox.tick(&last).await.unwrap();
+    assert_eq!(server.lines()[5..], ["PUT /1"]);
 }

@@ -53,6 +53,8 @@ pub enum Act {
     /// Read the body, then close the connection without a reply.
     Cut,
     /// Close the connection after some bytes of the body.
+    /// Read the body, and close the connection without a reply once the gate is open.
+    CutLater(Gate),
     CutAfter(u64),
     /// Read the body, send the head and half of this content, then close the connection.
     CutReply(Reply),
@@ -408,7 +410,7 @@ async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> 
     let complete = seen.complete;
     shared.seen.lock().unwrap().push(seen);
     shared.count.send_modify(|count| *count += 1);
-    if let Act::ReplyAfter(gate, _) = &act {
+    if let Act::ReplyAfter(gate, _) | Act::CutLater(gate) = &act {
         gate.passed().await;
     }
     match act {
@@ -426,7 +428,7 @@ async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> 
             let then = if matches!(act, Act::CutReply(_)) { Then::Flush } else { Then::Stall };
             Ok(response(&reply, Half(Some(half), then).boxed_unsync()))
         }
-        Act::Cut | Act::CutAfter(_) | Act::Decide(_) => Err(Closed),
+        Act::Cut | Act::CutLater(_) | Act::CutAfter(_) | Act::Decide(_) => Err(Closed),
         Act::Stall => std::future::pending().await,
     }
 }
