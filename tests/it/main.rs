@@ -14,6 +14,7 @@ mod chain;
 mod cli;
 mod cli_bad;
 mod cli_inspect;
+mod cli_options;
 mod cli_replay;
 mod cli_run;
 mod cli_send;

@@ -14,17 +14,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A certificate authority of our own.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Authority {
+    pub fn new() -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
     /// Its certificate in a file.
-    fn file(&self, dir: &Path) -> PathBuf {
+    pub fn file(&self, dir: &Path) -> PathBuf {
         let file = dir.join("ca.pem");
         std::fs::write(&file, self.0.pem()).unwrap();
         file
@@ -32,18 +32,22 @@ impl Authority {
 
     /// A server with a certificate for this name.
     fn server(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Upstream {
+        Upstream::start_tls(Arc::new(self.config(name, change)), |_| Act::from(204))
+    }
+
+    /// The TLS of such a server.
+    pub fn config(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> ServerConfig {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         change(&mut params);
         let certificate = params.signed_by(&key, &self.0).unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        Upstream::start_tls(Arc::new(config), |_| Act::from(204))
+            .unwrap()
     }
 }
 
