@@ -26,6 +26,7 @@ mod durable;
 mod fixtures;
 mod full_disk;
 mod fuzz;
+mod http2;
 mod kill;
 mod kit;
 mod lease;

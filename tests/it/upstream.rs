@@ -1,12 +1,12 @@
 //! A scripted HTTP server on port 0 of the loopback, on a runtime of its own, that records what it saw.
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -20,8 +20,9 @@ use tokio::sync::watch;
 /// A request as the server saw it.
 #[derive(Debug, Clone)]
 pub struct Seen {
+    pub version: Version,
     pub method: String,
-    /// The request target, as it stood in the request line.
+    /// The request target, as it stood in the request line; path and query over HTTP/2.
     pub target: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
@@ -52,9 +53,9 @@ pub enum Act {
     ReplyUnread(Reply),
     /// Read the body, then close the connection without a reply.
     Cut,
-    /// Close the connection after some bytes of the body.
     /// Read the body, and close the connection without a reply once the gate is open.
     CutLater(Gate),
+    /// Close the connection after some bytes of the body.
     CutAfter(u64),
     /// Read the body, send the head and half of this content, then close the connection.
     CutReply(Reply),
@@ -322,7 +323,10 @@ async fn accept(listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, s
                 Some(config) => {
                     // A client that does not trust us goes away here.
                     if let Ok(stream) = tokio_rustls::TlsAcceptor::from(config).accept(stream).await {
-                        http1(TokioIo::new(stream), shared.clone(), connection).await;
+                        match stream.get_ref().1.alpn_protocol() {
+                            Some(b"h2") => http2(TokioIo::new(stream), shared.clone(), connection).await,
+                            _ => http1(TokioIo::new(stream), shared.clone(), connection).await,
+                        }
                     }
                 }
             }
@@ -339,7 +343,16 @@ where
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
 }
 
-/// Makes hyper close the connection.
+async fn http2<I>(io: I, shared: Arc<Shared>, connection: usize)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| answer(request, shared.clone(), connection));
+    let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let _ = server.serve_connection(io, service).await;
+}
+
+/// Makes hyper close the connection; over HTTP/2, reset the stream.
 #[derive(Debug)]
 struct Closed;
 
@@ -364,8 +377,12 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>, connection: usi
 async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> Answered {
     let (parts, mut body) = request.into_parts();
     let mut seen = Seen {
+        version: parts.version,
         method: parts.method.to_string(),
-        target: parts.uri.to_string(),
+        target: match parts.version {
+            Version::HTTP_2 => parts.uri.path_and_query().unwrap().to_string(),
+            _ => parts.uri.to_string(),
+        },
         headers: parts
             .headers
             .iter()
