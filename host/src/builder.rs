@@ -359,3 +359,33 @@ impl Builder {
         env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outbox::config::Config;
+
+    /// The component reads its environment, so each reading is a process: this test's own, started anew.
+    #[test]
+    fn who_sets_nothing_gets_the_components_own_defaults() {
+        const ALONE: &str = "HOST_TEST_ALONE";
+        if std::env::var_os(ALONE).is_some() {
+            return println!("<{:?}>", Config::from_env().unwrap());
+        }
+        let read = |env: Vec<(String, String)>| {
+            let name = "builder::tests::who_sets_nothing_gets_the_components_own_defaults";
+            let mut itself = std::process::Command::new(std::env::current_exe().unwrap());
+            let done =
+                itself.args(["--exact", name, "--nocapture"]).env_clear().envs(env).env(ALONE, "1").output();
+            let said = String::from_utf8(done.unwrap().stdout).unwrap();
+            let (start, end) = (said.find('<').unwrap(), said.rfind('>').unwrap());
+            said[start..end].to_owned()
+        };
+        let mut env = Builder::new(Path::new("root")).env();
+        // What only a host can know or see to.
+        env.retain(|(name, _)| !matches!(name.as_str(), "OUTBOX_LEASE" | "OUTBOX_BOOT"));
+        let defaults = read(Vec::new());
+        assert!(defaults.contains("max_body: 268435456"), "{defaults}");
+        assert_eq!(read(env), defaults);
+    }
+}
