@@ -2,9 +2,9 @@
 //! and a comparison of requests, outcomes and what is on disk. Where the original is at hand (OUTBOX_ORIGINAL),
 //! it runs; else what it did is read from tests/fixtures/traces, which OUTBOX_RECORD=1 writes anew.
 
-use crate::kit::{OUTBOX_DIR, builder, tree};
-use crate::upstream::{Act, Reply, Upstream};
-use outbox_host::Profile;
+use crate::kit::{OUTBOX_DIR, builder, path, replay, send, tree};
+use crate::upstream::{Act, Reply, ReservedPort, Upstream};
+use outbox_host::{Health, Outcome, Profile};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -299,4 +299,37 @@ async fn the_originals_profile_still_lets_no_entry_choose_its_host() {
         assert_eq!((done[0].requests.len(), done[0].replayed), (0, 0), "{uri}");
     }
     assert!(reached.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_originals_profile_comes_again_after_30_seconds_or_5_minutes_whatever_happened() {
+    let (root, port) = (crate::kit::root(), ReservedPort::new());
+    let outbox = builder(root.path()).upstream(port.url()).profile(Profile::Original).open().unwrap();
+    send(&outbox, "PUT", "/a", "x").await;
+    send(&outbox, "PUT", "/b", "x").await;
+    let mut report = outbox.replay().await.unwrap();
+    for _ in 0..3 {
+        // All are tried each time, and none has a backoff.
+        assert_eq!((report.deferred, report.remaining, report.upstream), (2, 2, Health::Down));
+        assert_eq!(report.next_delay_ms, 30_000);
+        report = outbox.tick(&report).await.unwrap();
+    }
+    let _server = Upstream::start_on(port, |_| 204);
+    let report = outbox.tick(&report).await.unwrap();
+    assert_eq!((report.delivered, report.remaining, report.next_delay_ms), (2, 0, 300_000));
+}
+
+#[tokio::test]
+async fn the_originals_profile_compares_no_checksum() {
+    for (profile, outcome) in [(Profile::Original, Outcome::Delivered), (Profile::Outbox, Outcome::Corrupt)] {
+        let (root, server) = (crate::kit::root(), Upstream::start(|_| 204));
+        let outbox = builder(root.path()).upstream(server.url()).profile(profile).open().unwrap();
+        let id = send(&outbox, "PUT", "/a", "0123456789").await;
+        std::fs::write(path(root.path(), &format!("{id}/body.bin")), "0123456780").unwrap();
+        let (_, deliveries) = replay(&outbox).await;
+        assert_eq!(deliveries[0].outcome, outcome, "{deliveries:?}");
+        if profile == Profile::Original {
+            assert_eq!(server.seen()[0].body, b"0123456780");
+        }
+    }
 }
