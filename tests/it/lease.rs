@@ -110,7 +110,6 @@ async fn a_lease_whose_holder_died_is_in_the_way_until_it_expires_and_no_longer(
     send(&outbox, "PUT", "/x", "1").await;
     let lease = path(root.path(), ".lease");
     let at = |seconds| format!("{{\"owner\":\"0123456789abcdef\",\"expires\":\"{}\"}}\n", time(seconds));
-    let now = Clocks::default();
     for (text, free) in [
         (at(30), false),
         (at(-1), true),
@@ -121,10 +120,10 @@ async fn a_lease_whose_holder_died_is_in_the_way_until_it_expires_and_no_longer(
         ("{\"owner\":".into(), false),
     ] {
         std::fs::write(&lease, &text).unwrap();
-        let ended = plain(root.path(), now, &server.url(), "replay").await;
+        let ended = plain(root.path(), Clocks::default(), &server.url(), "replay").await;
         assert_eq!(ended.ok, free, "{text}: {ended:?}");
         assert_eq!(lease.exists(), !free, "{text}");
-        let ahead = Clocks { ahead: Duration::from_secs(120), ..now };
+        let ahead = Clocks { ahead: Duration::from_secs(120), ..Clocks::default() };
         assert!(plain(root.path(), ahead, &server.url(), "replay").await.ok, "{text}");
         assert!(!lease.exists(), "{text}");
     }

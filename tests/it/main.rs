@@ -41,6 +41,7 @@ mod profile;
 mod question;
 mod readme;
 mod recovery;
+mod replayer;
 mod resolve;
 mod resources;
 mod rng;

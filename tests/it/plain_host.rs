@@ -1,5 +1,5 @@
 //! A host that knows nothing of the outbox and takes no lock: the component as a command, as `wasmtime run` has
-//! it, in this process. tests/it/stock.rs has the real one, where there is one. Clocks can be bent.
+//! it, or its interfaces, in this process. tests/it/stock.rs has the real one, where there is one. Clocks can be bent.
 
 use crate::kit::cache_dir;
 use http_body_util::BodyExt;
@@ -7,8 +7,11 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use outbox_host::Runtime;
+use outbox_sim::bindings::exports::zddc::outbox::replayer::{Options, Report};
+use outbox_sim::bindings::{Outbox, OutboxPre};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use wasmtime::component::{Component, Linker, ResourceTable};
 use wasmtime::{Cache, CacheConfig, Config, Engine, Store};
@@ -30,17 +33,19 @@ pub struct Ended {
 }
 
 /// Clocks of a host.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Clocks {
     /// How far the wall clock is ahead.
     pub ahead: Duration,
     /// How much faster the monotonic clock goes.
     pub times: u32,
+    /// How many milliseconds it is put forward.
+    pub forward: Arc<AtomicU64>,
 }
 
 impl Default for Clocks {
     fn default() -> Clocks {
-        Clocks { ahead: Duration::ZERO, times: 1 }
+        Clocks { ahead: Duration::ZERO, times: 1, forward: Arc::default() }
     }
 }
 
@@ -50,14 +55,40 @@ pub async fn run(root: &Path, clocks: Clocks, env: &[(&str, &str)], args: &[&str
     let (stdout, stderr) = (MemoryOutputPipe::new(1 << 20), MemoryOutputPipe::new(1 << 20));
     let mut wasi = WasiCtxBuilder::new();
     wasi.arg("outbox.wasm").args(args).envs(env).stdout(stdout.clone()).stderr(stderr.clone());
-    wasi.wall_clock(Wall(clocks.ahead)).monotonic_clock(Monotonic(Instant::now(), clocks.times));
-    wasi.preopened_dir(root, "/data", FsPerms::ReadWrite).unwrap();
-    let state = State { wasi: wasi.build(), http: WasiHttpCtx::new(), table: ResourceTable::new(), way: Way };
-    let mut store = Store::new(engine, state);
+    let mut store = Store::new(engine, State::new(wasi, root, clocks));
     let command: Command = pre.instantiate_async(&mut store).await.unwrap();
     let ok = command.wasi_cli_run().call_run(&mut store).await.unwrap().is_ok();
     let text = |pipe: MemoryOutputPipe| String::from_utf8(pipe.contents().to_vec()).unwrap();
     Ended { ok, stdout: text(stdout), stderr: text(stderr) }
+}
+
+/// An instance whose interfaces are called.
+pub struct Instance(Outbox, Store<State>);
+
+impl Instance {
+    pub async fn new(root: &Path, clocks: Clocks, env: &[(&str, &str)]) -> Instance {
+        let (pre, engine) = shared();
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.envs(env);
+        let mut store = Store::new(engine, State::new(wasi, root, clocks));
+        let pre = OutboxPre::new(pre.instance_pre().clone()).unwrap();
+        Instance(pre.instantiate_async(&mut store).await.unwrap(), store)
+    }
+
+    /// A whole pass in one call.
+    pub async fn replay(&mut self, options: &Options) -> Report {
+        let Instance(outbox, store) = self;
+        outbox.zddc_outbox_replayer().call_replay(store, options).await.unwrap().unwrap()
+    }
+
+    /// A pass step by step.
+    pub async fn step(&mut self, options: &Options) -> Report {
+        let Instance(outbox, store) = self;
+        let passes = outbox.zddc_outbox_replayer().pass();
+        let pass = passes.call_start(&mut *store, options).await.unwrap().unwrap();
+        while passes.call_next(&mut *store, pass).await.unwrap().unwrap().is_some() {}
+        passes.call_report(&mut *store, pass).await.unwrap()
+    }
 }
 
 fn shared() -> (&'static CommandPre<State>, &'static Engine) {
@@ -82,6 +113,15 @@ struct State {
     http: WasiHttpCtx,
     table: ResourceTable,
     way: Way,
+}
+
+impl State {
+    fn new(mut wasi: WasiCtxBuilder, root: &Path, clocks: Clocks) -> State {
+        let Clocks { ahead, times, forward } = clocks;
+        wasi.wall_clock(Wall(ahead)).monotonic_clock(Monotonic(Instant::now(), times, forward));
+        wasi.preopened_dir(root, "/data", FsPerms::ReadWrite).unwrap();
+        State { wasi: wasi.build(), http: WasiHttpCtx::new(), table: ResourceTable::new(), way: Way }
+    }
 }
 
 impl WasiView for State {
@@ -130,7 +170,7 @@ impl HostWallClock for Wall {
     }
 }
 
-struct Monotonic(Instant, u32);
+struct Monotonic(Instant, u32, Arc<AtomicU64>);
 
 impl HostMonotonicClock for Monotonic {
     fn resolution(&self) -> u64 {
@@ -138,6 +178,7 @@ impl HostMonotonicClock for Monotonic {
     }
 
     fn now(&self) -> u64 {
-        (self.0.elapsed() * self.1).as_nanos() as u64
+        let forward = Duration::from_millis(self.2.load(Ordering::Relaxed));
+        (self.0.elapsed() * self.1 + forward).as_nanos() as u64
     }
 }
