@@ -277,6 +277,42 @@ async fn what_the_server_refuses_for_good_is_kept_in_rejected_with_its_reply() {
 }
 
 #[tokio::test]
+async fn what_is_set_aside_takes_no_name_that_is_taken() {
+    for (status, place, middle) in [(422, "rejected", "."), (412, "", ".conflict-")] {
+        let root = root();
+        let server = Upstream::start(move |seen| if seen.method == "PUT" { status } else { 405 });
+        let outbox = open(root.path(), &server.url());
+        let id = send(&outbox, "PUT", "/a", "mine").await;
+        let parent = path(root.path(), place);
+        // Which second it will be is not known, so the names of a minute are taken.
+        let taken: Vec<_> = (0..60)
+            .map(|second| {
+                let at = SystemTime::now() + Duration::from_secs(second);
+                let at = humantime::format_rfc3339_seconds(at).to_string().replace(['-', ':'], "");
+                parent.join(format!("{id}{middle}{at}"))
+            })
+            .collect();
+        for older in &taken {
+            std::fs::create_dir_all(older).unwrap();
+            std::fs::write(older.join("body.bin"), "older").unwrap();
+        }
+        replay(&outbox).await;
+        let kept = |dir: &Path| std::fs::read(dir.join("body.bin")).unwrap();
+        assert!(taken.iter().all(|older| kept(older) == b"older"));
+        let items = outbox.quarantined().await.unwrap();
+        let names: Vec<&str> = items.iter().map(|item| item.name.as_str()).collect();
+        let is_new = |name: &&&str| !taken.iter().any(|older| older.ends_with(name));
+        let [name] = names.iter().filter(is_new).collect::<Vec<_>>()[..] else { panic!("{names:?}") };
+        assert_eq!((names.len(), kept(&parent.join(name)).as_slice()), (61, &b"mine"[..]));
+        let (of, hex) = name.rsplit_once('-').unwrap();
+        assert!(taken.iter().any(|older| older.ends_with(of)), "{name}");
+        assert!(hex.len() == 4 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')), "{name}");
+        let reason = outbox.get(*name).await.unwrap().reason.unwrap();
+        assert!(reason.contains(&status.to_string()) || reason.contains("405"), "{reason}");
+    }
+}
+
+#[tokio::test]
 async fn refused_writes_are_dropped_where_that_is_configured_but_a_captive_portal_drops_nothing() {
     type Case = (u16, Refused, Refused, Outcome, bool);
     let (keep, drop) = (Refused::Keep, Refused::Drop);
