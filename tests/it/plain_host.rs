@@ -91,6 +91,13 @@ impl Instance {
     }
 }
 
+/// What the component needs of its host.
+pub fn imports() -> Vec<String> {
+    let (pre, engine) = shared();
+    let component = pre.instance_pre().component().component_type();
+    component.imports(engine).map(|(name, _)| name.to_owned()).collect()
+}
+
 fn shared() -> (&'static CommandPre<State>, &'static Engine) {
     static SHARED: OnceLock<(CommandPre<State>, Engine)> = OnceLock::new();
     let (pre, engine) = SHARED.get_or_init(|| {

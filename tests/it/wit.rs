@@ -1,4 +1,5 @@
-//! The vendored WIT is that of the `wasi` crate that the component is built with.
+//! The vendored WIT is that of the `wasi` crate that the component is built with, and the component asks its host for no
+//! more than it is to have.
 
 use std::path::Path;
 use std::process::Command;
@@ -33,4 +34,43 @@ fn the_vendored_wit_is_that_of_the_wasi_crate() {
             "{file}: copy it from the wasip2 crate again"
         );
     }
+}
+
+#[test]
+fn the_component_asks_its_host_for_nothing_new() {
+    let imports = crate::plain_host::imports();
+    let mut names: Vec<&str> = Vec::new();
+    for import in &imports {
+        let (name, version) = import.split_once('@').unwrap();
+        assert!(version.starts_with("0.2.") || !name.starts_with("wasi:"), "{import}");
+        names.push(name);
+    }
+    names.sort_unstable();
+    // Terminals and the exit are what Rust's standard library wants with the rest of wasi:cli.
+    let expected = [
+        "wasi:cli/environment",
+        "wasi:cli/exit",
+        "wasi:cli/stderr",
+        "wasi:cli/stdin",
+        "wasi:cli/stdout",
+        "wasi:cli/terminal-input",
+        "wasi:cli/terminal-output",
+        "wasi:cli/terminal-stderr",
+        "wasi:cli/terminal-stdin",
+        "wasi:cli/terminal-stdout",
+        "wasi:clocks/monotonic-clock",
+        "wasi:clocks/wall-clock",
+        "wasi:filesystem/preopens",
+        "wasi:filesystem/types",
+        "wasi:http/outgoing-handler",
+        "wasi:http/types",
+        "wasi:io/error",
+        "wasi:io/poll",
+        "wasi:io/streams",
+        "wasi:random/insecure-seed",
+        "wasi:random/random",
+        // Types only, no functions.
+        "zddc:outbox/types",
+    ];
+    assert_eq!(names, expected);
 }
