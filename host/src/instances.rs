@@ -12,11 +12,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 /// Idle instances that are kept, of some 0.4 MiB each. More than 32 syncs at once brought nothing on the disks that were
 /// measured.
 pub(crate) const KEPT: usize = 32;
+
+/// Bodies that are read at once. Each has a thread and an instance; further ones wait for their turn.
+const BODIES: usize = 1024;
 
 /// How long instances are kept that nobody uses.
 const IDLE: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(10) };
@@ -30,6 +34,8 @@ struct Inner {
     idle: Mutex<Vec<Instance>>,
     /// Goes up with each call.
     calls: AtomicU64,
+    /// Turns to read a body.
+    apart: Arc<Semaphore>,
     /// A task is waiting to let go of what is idle.
     letting_go: AtomicBool,
     /// Stages places ahead in some instance, or removes them.
@@ -42,6 +48,7 @@ impl Instances {
             recipe,
             idle: Mutex::default(),
             calls: AtomicU64::new(0),
+            apart: Arc::new(Semaphore::new(BODIES)),
             letting_go: AtomicBool::new(false),
             staging: Mutex::default(),
         }))
@@ -63,6 +70,34 @@ impl Instances {
                 tokio::task::spawn_blocking(run).await.map_err(|_| Error::ShutDown)?
             }
         }
+    }
+
+    /// The same on a thread of its own, for jobs that wait for a body. Of the threads that tokio keeps for what
+    /// blocks, slow bodies could take all, and nothing would be left to fetch them. Whoever no longer waits for the result
+    /// ends the job.
+    pub(crate) async fn call_apart<T, F>(&self, job: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: AsyncFnOnce(&mut Instance) -> Result<T, Error> + Send + 'static,
+    {
+        let turn = self.0.apart.clone().acquire_owned().await.map_err(|_| Error::ShutDown)?;
+        let (mut answer, result) = oneshot::channel();
+        let (this, tokio) = (self.clone(), Handle::current());
+        let run = move || {
+            tokio.block_on(async move {
+                let _turn = turn;
+                let done = tokio::select! {
+                    done = this.run(job) => done,
+                    () = answer.closed() => return,
+                };
+                let _ = answer.send(done);
+            });
+        };
+        std::thread::Builder::new()
+            .name("outbox-body".into())
+            .spawn(run)
+            .map_err(|e| Error::Io(format!("no thread can be started for a body: {e}")))?;
+        result.await.map_err(|_| Error::Trapped("its thread ended in a panic".into()))?
     }
 
     async fn run<T, F>(&self, job: F) -> Result<T, Error>

@@ -142,11 +142,11 @@ impl Outbox {
     }
 
     async fn enqueue_stream(&self, request: wit::Request, stream: Kind) -> Result<String, Error> {
-        self.queue(async move |queue, store| {
+        let call = async move |queue: &wit_queue::Guest, store: &mut wasmtime::Store<State>| {
             let body = store.data_mut().table.push(body::input_stream(stream))?;
             queue.call_enqueue(store, &request, body).await
-        })
-        .await
+        };
+        self.0.queue.call_apart(job(call)).await
     }
 
     /// Pending entries in queue order: at most `limit`, those after the id `after`.
@@ -216,7 +216,7 @@ impl Outbox {
                     let body = store.data_mut().table.push(body::input_stream(body.0))?;
                     queue.call_resolve_with(store, &name, body).await
                 };
-                let id = self.queue(merged).await?;
+                let id = self.0.queue.call_apart(job(merged)).await?;
                 self.0.wake.notify_one();
                 return Ok(Some(id));
             }
@@ -332,12 +332,21 @@ impl Outbox {
             + Send
             + 'static,
     {
-        let job = async move |instance: &mut Instance| {
-            let result =
-                instance.guard(async |exports, store| call(exports.zddc_outbox_queue(), store).await).await?;
-            Ok(result?)
-        };
-        self.0.queue.call(job).await
+        self.0.queue.call(job(call)).await
+    }
+}
+
+/// A call into the `queue` interface, for an instance.
+fn job<T, F>(call: F) -> impl AsyncFnOnce(&mut Instance) -> Result<T, Error> + Send + 'static
+where
+    F: AsyncFnOnce(&wit_queue::Guest, &mut wasmtime::Store<State>) -> wasmtime::Result<Result<T, wit::Error>>
+        + Send
+        + 'static,
+{
+    async move |instance: &mut Instance| {
+        let result =
+            instance.guard(async |exports, store| call(exports.zddc_outbox_queue(), store).await).await?;
+        Ok(result?)
     }
 }
 

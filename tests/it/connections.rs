@@ -395,3 +395,56 @@ async fn a_slow_body_holds_up_no_other_write_and_is_queued_when_it_is_complete()
     let bodies: Vec<_> = server.seen().into_iter().map(|seen| seen.body).collect();
     assert_eq!(bodies, [b"quick".as_slice(), b"slow and complete"]);
 }
+
+/// A body that somebody feeds.
+struct Fed(tokio::sync::mpsc::Receiver<Bytes>);
+
+impl http_body::Body for Fed {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.0.poll_recv(context).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+    }
+}
+
+#[test]
+fn slow_bodies_hold_up_neither_other_writes_nor_whoever_feeds_them() {
+    const SLOW: usize = 8;
+    // Fewer than there are slow bodies.
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).max_blocking_threads(2).enable_all().build().unwrap();
+    let (done, ended) = std::sync::mpsc::channel();
+    let work = runtime.spawn(async move {
+        let root = root();
+        let outbox = open(root.path(), "http://127.0.0.1:9");
+        let (mut feeders, mut slow) = (Vec::new(), Vec::new());
+        for n in 0..SLOW {
+            let (feed, fed) = tokio::sync::mpsc::channel(1);
+            feeders.push(feed);
+            let outbox = outbox.clone();
+            slow.push(tokio::spawn(async move {
+                outbox.enqueue_write(Write::new("PUT", format!("/{n}")), Body::stream(Fed(fed))).await
+            }));
+        }
+        for feed in &feeders {
+            // The second is taken once the first is read.
+            feed.send(Bytes::from_static(b"a")).await.unwrap();
+            feed.send(Bytes::from_static(b"b")).await.unwrap();
+        }
+        outbox.enqueue_write(Write::new("PUT", "/quick"), "".into()).await.unwrap();
+        drop(feeders);
+        for slow in slow {
+            slow.await.unwrap().unwrap();
+        }
+        assert_eq!(outbox.count().await.unwrap().pending, SLOW as u64 + 1);
+        done.send(()).unwrap();
+    });
+    let ended = ended.recv_timeout(std::time::Duration::from_secs(60));
+    runtime.shutdown_background();
+    drop(work);
+    assert_eq!(ended, Ok(()));
+}
