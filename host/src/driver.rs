@@ -10,8 +10,6 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
-/// How long the requests in flight may take to finish after a stop.
-const GRACE: Duration = Duration::from_secs(10);
 /// The pause after a pass that failed as a whole, and the shortest one after any.
 const AFTER_FAILURE: Duration = Duration::from_secs(30);
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -31,7 +29,7 @@ impl Driver {
 /// Starts the loop for an outbox, if no other host has this root.
 pub(crate) fn start(outbox: &Outbox, watched: bool) -> Result<(), Error> {
     let inner = &outbox.0;
-    let lock = Lock::take(inner.root())?;
+    let lock = Arc::new(Lock::take(inner.root())?);
     let watch = watched.then(|| inner.watches().watch(inner.root(), inner.wake.clone()));
     let watch = match watch.transpose() {
         Ok(watch) => watch,
@@ -48,19 +46,12 @@ pub(crate) fn start(outbox: &Outbox, watched: bool) -> Result<(), Error> {
 }
 
 /// Ends when it is told to, or when nobody holds the outbox any more.
-async fn drive(outbox: Weak<Inner>, mut stop: tokio::sync::watch::Receiver<bool>, _lock: Lock) {
+async fn drive(outbox: Weak<Inner>, mut stop: tokio::sync::watch::Receiver<bool>, lock: Arc<Lock>) {
     let mut last: Option<Report> = None;
     let mut woken = true;
     while let Some(inner) = outbox.upgrade() {
         let resume = last.take().map(|report| report.resume);
-        let pass = inner.pass(woken, resume);
-        let result = tokio::select! {
-            result = pass => result,
-            () = grace(stop.clone()) => {
-                tracing::warn!("the request in flight did not finish within {GRACE:?}; it will be sent again");
-                return;
-            }
-        };
+        let result = inner.pass(&lock, woken, resume).await;
         let delay = match &result {
             Ok(report) => Duration::from_millis(report.next_delay_ms).max(SHORTEST),
             Err(error) => {
@@ -83,11 +74,4 @@ async fn drive(outbox: Weak<Inner>, mut stop: tokio::sync::watch::Receiver<bool>
             _ = stop.changed() => return,
         };
     }
-}
-
-/// Returns a while after a stop.
-async fn grace(mut stop: tokio::sync::watch::Receiver<bool>) {
-    // An error means that the outbox is gone, which is a stop too.
-    let _ = stop.wait_for(|stop| *stop).await;
-    tokio::time::sleep(GRACE).await;
 }

@@ -20,11 +20,16 @@ use crate::write::Write;
 use bytes::Bytes;
 use serde::Serialize;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, broadcast, watch};
 
 /// Events that a slow subscriber may be behind before it loses the oldest.
 const EVENT_BACKLOG: usize = 4096;
+
+/// How long the requests in flight may take to finish after a stop.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// An outbox. Cheap to clone; all clones are the same outbox.
 #[derive(Clone)]
@@ -263,18 +268,19 @@ impl Outbox {
         driver::start(self, self.0.recipe.watch)
     }
 
-    /// Makes one pass now, on demand. Fails where some host is already replaying this root.
+    /// Makes one pass now, on demand. Fails where some host is already replaying this root. Where this future is dropped, the
+    /// pass starts nothing further, and has the lock until the request in flight has ended, or its 10 s are over.
     pub async fn replay(&self) -> Result<Report, Error> {
-        let _lock = Lock::take(&self.0.recipe.root)?;
-        self.0.pass(true, None).await
+        let lock = Arc::new(Lock::take(&self.0.recipe.root)?);
+        self.0.pass(&lock, true, None).await
     }
 
     /// Makes one pass as the driver does at a tick, on what the last one said: after one that found the upstream away,
     /// one request, and nothing is looked at. For programs with a timer of their own. Fails as
     /// [`Outbox::replay`] does.
     pub async fn tick(&self, last: &Report) -> Result<Report, Error> {
-        let _lock = Lock::take(&self.0.recipe.root)?;
-        self.0.pass(false, Some(last.resume.clone())).await
+        let lock = Arc::new(Lock::take(&self.0.recipe.root)?);
+        self.0.pass(&lock, false, Some(last.resume.clone())).await
     }
 
     /// Asks the driver for a pass now; forgets the upstream's backoff. Wakes that come together are one.
@@ -367,15 +373,21 @@ impl Inner {
         self.driver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One pass. The caller holds the lock.
-    pub(crate) async fn pass(&self, wake: bool, resume: Option<Resume>) -> Result<Report, Error> {
+    /// One pass. It holds the lock, too: it goes on for a while where its caller does not ([`Ends`]).
+    pub(crate) async fn pass(
+        &self,
+        lock: &Arc<Lock>,
+        wake: bool,
+        resume: Option<Resume>,
+    ) -> Result<Report, Error> {
         let (resume, sweep_every) = (resume.map(Into::into), Some(sweep::EVERY));
         let options = replayer::Options { wake, resume, budget_ms: None, sweep_every };
         let events = self.events.clone();
-        let stop = self.stop.subscribe();
+        let (_waiting, waited_for) = watch::channel(());
+        let ends = Ends { shut_down: self.stop.subscribe(), waited_for };
         let (gone, sweeping) = sweep::beside(self.sweeper.clone());
-        let job = async move |instance: &mut Instance| pass(instance, options, events, gone, stop).await;
-        let report = self.replayer.call(job, |report: &Report| report.remaining > 0).await;
+        let job = async move |instance: &mut Instance| pass(instance, options, events, gone, ends).await;
+        let report = self.replayer.call(job, |report: &Report| report.remaining > 0, lock.clone()).await;
         let _ = sweeping.await;
         if let Ok(report) = &report {
             self.events.tell(|| Event::Pass(report.clone()));
@@ -392,20 +404,44 @@ impl Inner {
     }
 }
 
+/// What ends a pass before its time. It then starts nothing further, and is abandoned a while later.
+#[derive(Clone)]
+struct Ends {
+    shut_down: watch::Receiver<bool>,
+    /// Closed when nobody waits for its report any more.
+    waited_for: watch::Receiver<()>,
+}
+
+impl Ends {
+    fn is_stopped(&self) -> bool {
+        *self.shut_down.borrow() || self.waited_for.has_changed().is_err()
+    }
+
+    /// Returns when the requests in flight have had their time since the stop.
+    async fn abandoned(mut self) {
+        tokio::select! {
+            _ = self.shut_down.wait_for(|stop| *stop) => {}
+            _ = self.waited_for.changed() => {}
+        }
+        tokio::time::sleep(GRACE).await;
+    }
+}
+
 /// A pass from its first outcome to its report, on the instance's thread.
 async fn pass(
     instance: &mut Instance,
     options: replayer::Options,
     events: Events,
     gone: impl Fn(),
-    mut stop: watch::Receiver<bool>,
+    ends: Ends,
 ) -> Result<Report, Error> {
+    let mut abandoned = pin!(ends.clone().abandoned());
     let pass = instance
         .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_start(store, &options).await)
         .await??;
     let mut stopped = false;
     loop {
-        if *stop.borrow_and_update() && !stopped {
+        if !stopped && ends.is_stopped() {
             stopped = true;
             instance
                 .guard(async |exports, store| {
@@ -414,8 +450,12 @@ async fn pass(
                 .await?;
         }
         let next = instance
-            .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_next(store, pass).await)
-            .await?;
+            .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_next(store, pass).await);
+        let next = tokio::select! {
+            biased;
+            next = next => next?,
+            () = &mut abandoned => return Err(Error::Abandoned),
+        };
         match next {
             Ok(Some(event)) => {
                 if leaves(event.outcome) {
@@ -450,7 +490,7 @@ async fn release(instance: &mut Instance, pass: wasmtime::component::ResourceAny
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn an_idle_outbox_keeps_neither_thread_nor_instance_and_goes_on_when_it_is_needed() {
@@ -484,7 +524,7 @@ mod tests {
         let own = rustix::process::getpriority_process(None).unwrap();
         for (worker, expected) in [(&*outbox.0.sweeper, 19), (&outbox.0.replayer, own)] {
             let job = async |_: &mut Instance| Ok(rustix::process::getpriority_process(None).unwrap());
-            assert_eq!(worker.call(job, |_| false).await.unwrap(), expected);
+            assert_eq!(worker.call(job, |_| false, ()).await.unwrap(), expected);
         }
     }
 }

@@ -11,17 +11,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-type Finished<'a> = Pin<Box<dyn Future<Output = Left> + 'a>>;
-type Job = Box<dyn for<'a> FnOnce(&'a mut Instance) -> Finished<'a> + Send>;
+type Finished = Pin<Box<dyn Future<Output = Left>>>;
+type Job = Box<dyn FnOnce(Instance) -> Finished + Send>;
 
 /// What a job leaves behind of its instance.
-pub(crate) enum Left {
-    /// Nothing: it trapped.
+enum Left {
+    /// Nothing: it trapped, or was abandoned.
     Spent,
     /// An instance that knows what is needed again.
-    Needed,
+    Needed(Instance),
     /// An instance like any other.
-    Idle,
+    Idle(Instance),
 }
 
 /// How long such a one is kept. Longer than anybody may need from an entry's id to its publication: what the pass has
@@ -100,8 +100,15 @@ impl Worker {
         Ok(jobs)
     }
 
-    /// Runs a job on the thread and awaits its result, which says whether its instance will be needed again.
-    pub(crate) async fn call<T, F>(&self, job: F, needed: fn(&T) -> bool) -> Result<T, Error>
+    /// Runs a job on the thread and awaits its result, which says whether its instance will be needed again. The job runs to
+    /// its end also where nobody awaits that any more. `held` is let go of then, and not before an instance that is spent is
+    /// gone, and its requests with it.
+    pub(crate) async fn call<T, F>(
+        &self,
+        job: F,
+        needed: fn(&T) -> bool,
+        held: impl Send + 'static,
+    ) -> Result<T, Error>
     where
         T: Send + 'static,
         F: AsyncFnOnce(&mut Instance) -> Result<T, Error> + Send + 'static,
@@ -117,14 +124,18 @@ impl Worker {
                 let _ = answer.send(Err(error));
             }
         };
-        let run: Job = Box::new(move |instance| {
+        let run: Job = Box::new(move |mut instance| {
             Box::pin(async move {
-                let result = job(instance).await;
+                let result = job(&mut instance).await;
                 let left = match &result {
-                    Err(Error::Trapped(_)) => Left::Spent,
-                    Ok(value) if !needed(value) => Left::Idle,
-                    _ => Left::Needed,
+                    Err(Error::Trapped(_) | Error::Abandoned) => {
+                        drop(instance);
+                        Left::Spent
+                    }
+                    Ok(value) if !needed(value) => Left::Idle(instance),
+                    _ => Left::Needed(instance),
                 };
+                drop(held);
                 if let Some(answer) = take(&answer) {
                     // Nobody waits any more: the caller was cancelled.
                     let _ = answer.send(result);
@@ -172,7 +183,7 @@ async fn work(recipe: Recipe, mut inbox: mpsc::UnboundedReceiver<(Job, Refuse)>)
             },
         };
         let Some((job, refuse)) = next else { return };
-        let mut current = match instance.take() {
+        let current = match instance.take() {
             Some(current) => current,
             None => match recipe.instance().await {
                 Ok(fresh) => fresh,
@@ -182,8 +193,10 @@ async fn work(recipe: Recipe, mut inbox: mpsc::UnboundedReceiver<(Job, Refuse)>)
                 }
             },
         };
-        let left = job(&mut current).await;
-        needed = matches!(left, Left::Needed);
-        instance = (!matches!(left, Left::Spent)).then_some(current);
+        (instance, needed) = match job(current).await {
+            Left::Spent => (None, false),
+            Left::Needed(instance) => (Some(instance), true),
+            Left::Idle(instance) => (Some(instance), false),
+        };
     }
 }

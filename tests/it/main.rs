@@ -30,6 +30,7 @@ mod http2;
 mod kill;
 mod kit;
 mod lease;
+mod lifecycle;
 mod limits;
 mod many;
 mod order;

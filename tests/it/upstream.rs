@@ -297,6 +297,11 @@ impl Upstream {
         super::kit::soon("the end of a connection", reached).await.unwrap();
     }
 
+    /// How many requests are being dealt with now.
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight.load(Ordering::Relaxed)
+    }
+
     /// How many requests were being dealt with at once, at most.
     pub fn max_in_flight(&self) -> usize {
         self.shared.max_in_flight.load(Ordering::Relaxed)
@@ -369,9 +374,17 @@ type Answered = Result<Response<UnsyncBoxBody<Bytes, Closed>>, Closed>;
 async fn answer(request: Request<Incoming>, shared: Arc<Shared>, connection: usize) -> Answered {
     let now = shared.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
     shared.max_in_flight.fetch_max(now, Ordering::Relaxed);
-    let answered = act(request, &shared, connection).await;
-    shared.in_flight.fetch_sub(1, Ordering::Relaxed);
-    answered
+    let _in_flight = InFlight(&shared.in_flight);
+    act(request, &shared, connection).await
+}
+
+/// Counts a request until it is answered, or its client gone.
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> Answered {

@@ -1,0 +1,72 @@
+//! Passes that are stopped, or that nobody waits for any more, and what is left of an outbox then.
+
+use crate::kit::{open, root, send, soon};
+use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
+use outbox_host::{Error, Outbox};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A server that holds its replies back until the gate is open, and an outbox in which some entries wait.
+async fn held(entries: usize) -> (TempDir, Upstream, Gate, Outbox) {
+    let (root, gate) = (root(), Gate::new());
+    let closed = gate.clone();
+    let server = Upstream::start(move |_: &Seen| Act::ReplyAfter(closed.clone(), Reply::new(204)));
+    let outbox = open(root.path(), &server.url());
+    for number in 0..entries {
+        send(&outbox, "POST", &format!("/{number}"), "").await;
+    }
+    (root, server, gate, outbox)
+}
+
+/// Makes a pass as soon as nobody else does.
+async fn replay_when_free(outbox: &Outbox) {
+    let free = async {
+        while let Err(error) = outbox.replay().await {
+            assert!(matches!(error, Error::Locked(_)), "{error}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon("a pass", free).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pass_that_nobody_waits_for_ends_after_the_request_in_flight_and_keeps_the_lock_until_then() {
+    let (root, server, gate, outbox) = held(2).await;
+    let other = open(root.path(), &server.url());
+    tokio::select! {
+        report = outbox.replay() => panic!("{report:?}"),
+        () = server.wait_for(1) => {}
+    }
+    assert!(matches!(other.replay().await, Err(Error::Locked(_))));
+    assert!(matches!(outbox.replay().await, Err(Error::Locked(_))));
+    assert!(other.status().await.unwrap().replaying);
+    gate.open();
+    replay_when_free(&other).await;
+    assert_eq!(server.lines(), ["POST /0", "POST /1"]);
+    assert_eq!(other.count().await.unwrap().pending, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_does_not_end_after_a_stop_is_abandoned_before_another_may_replay() {
+    let (root, server, _gate, outbox) = held(1).await;
+    let other = open(root.path(), &server.url());
+    let mut events = outbox.subscribe();
+    outbox.start().unwrap();
+    server.wait_for(1).await;
+    outbox.shutdown().await;
+    let failed = std::iter::from_fn(|| events.try_recv().ok()).find_map(|event| match event {
+        outbox_host::Event::Failed(why) => Some(why),
+        _ => None,
+    });
+    assert!(failed.is_some_and(|why| why.contains("will be sent again")));
+    // The first one is not delivered behind the second one's back.
+    server.script(|_: &Seen| 204);
+    assert_eq!(other.replay().await.unwrap().delivered, 1);
+    soon("the end of the first request", async {
+        while server.in_flight() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(server.lines(), ["POST /0", "POST /0"]);
+}
