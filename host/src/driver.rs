@@ -5,30 +5,34 @@ use crate::Error;
 use crate::model::{Event, Report};
 use crate::outbox::{Inner, Outbox};
 use crate::root::Lock;
-use crate::watch::Watch;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::task::JoinHandle;
+use tokio::sync::watch;
 
 /// The pause after a pass that failed as a whole, and the shortest one after any.
 const AFTER_FAILURE: Duration = Duration::from_secs(30);
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// The running loop. It ends with the last handle of its outbox.
+/// The running loop. It ends when its outbox is stopped: by a shutdown, or with the last handle.
+#[derive(Clone)]
 pub(crate) struct Driver {
-    task: JoinHandle<()>,
-    _watch: Option<Watch>,
+    /// Closed at its end.
+    running: watch::Receiver<()>,
 }
 
 impl Driver {
-    pub(crate) async fn join(self) {
-        let _ = self.task.await;
+    /// Returns when it has ended, to everybody who waits for that.
+    pub(crate) async fn ended(mut self) {
+        while self.running.changed().await.is_ok() {}
     }
 }
 
 /// Starts the loop for an outbox, if no other host has this root.
 pub(crate) fn start(outbox: &Outbox, watched: bool) -> Result<(), Error> {
-    let inner = &outbox.0;
+    let inner = outbox.0.clone();
+    // Held meanwhile, so that a shutdown either is seen here or sees the driver.
+    let mut driver = outbox.0.driver();
+    inner.refuse_after_stop()?;
     let lock = Arc::new(Lock::take(inner.root())?);
     let watch = watched.then(|| inner.watches().watch(inner.root(), inner.wake.clone()));
     let watch = match watch.transpose() {
@@ -40,18 +44,25 @@ pub(crate) fn start(outbox: &Outbox, watched: bool) -> Result<(), Error> {
             None
         }
     };
-    let task = tokio::spawn(drive(Arc::downgrade(inner), inner.stop.subscribe(), lock));
-    *inner.driver() = Some(Driver { task, _watch: watch });
+    let (ending, running) = watch::channel(());
+    tokio::spawn(async move {
+        drive(inner, &lock).await;
+        // Before the lock: whoever has that watches the same directory.
+        drop(watch);
+        drop(lock);
+        drop(ending);
+    });
+    *driver = Some(Driver { running });
     Ok(())
 }
 
-/// Ends when it is told to, or when nobody holds the outbox any more.
-async fn drive(outbox: Weak<Inner>, mut stop: tokio::sync::watch::Receiver<bool>, lock: Arc<Lock>) {
+async fn drive(inner: Arc<Inner>, lock: &Arc<Lock>) {
+    let mut stop = inner.stop.subscribe();
     let mut last: Option<Report> = None;
     let mut woken = true;
-    while let Some(inner) = outbox.upgrade() {
+    while !*stop.borrow() {
         let resume = last.take().map(|report| report.resume);
-        let result = inner.pass(&lock, woken, resume).await;
+        let result = inner.pass(lock, woken, resume).await;
         let delay = match &result {
             Ok(report) => Duration::from_millis(report.next_delay_ms).max(SHORTEST),
             Err(error) => {
@@ -61,17 +72,11 @@ async fn drive(outbox: Weak<Inner>, mut stop: tokio::sync::watch::Receiver<bool>
             }
         };
         last = result.ok();
-        if *stop.borrow() {
-            return;
-        }
         inner.known().next_pass = Some(Instant::now() + delay);
-        // Not held while asleep, so that the last handle's drop is noticed: it closes `stop`.
-        let wake = inner.wake.clone();
-        drop(inner);
         woken = tokio::select! {
             () = tokio::time::sleep(delay) => false,
-            () = wake.notified() => true,
-            _ = stop.changed() => return,
+            () = inner.wake.notified() => true,
+            _ = stop.wait_for(|stop| *stop) => return,
         };
     }
 }

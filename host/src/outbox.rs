@@ -31,9 +31,25 @@ const EVENT_BACKLOG: usize = 4096;
 /// How long the requests in flight may take to finish after a stop.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// An outbox. Cheap to clone; all clones are the same outbox.
+/// An outbox. Cheap to clone; all clones are the same outbox. With the last of them it stops, as by [`Outbox::shutdown`],
+/// which nobody waits for then.
 #[derive(Clone)]
-pub struct Outbox(pub(crate) Arc<Inner>);
+pub struct Outbox(pub(crate) Arc<Inner>, Arc<Handles>);
+
+/// What all handles share, and nothing else: a driver at work holds the rest, too.
+struct Handles(watch::Sender<bool>);
+
+impl Handles {
+    fn stop(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Drop for Handles {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
 
 pub(crate) struct Inner {
     recipe: Recipe,
@@ -43,7 +59,7 @@ pub(crate) struct Inner {
     sweeper: Arc<Worker>,
     pub(crate) events: Events,
     pub(crate) wake: Arc<Notify>,
-    /// Set once, when the outbox shuts down.
+    /// Set once, when the outbox shuts down, or its last handle goes.
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) known: Mutex<Known>,
     pub(crate) driver: Mutex<Option<Driver>>,
@@ -109,7 +125,9 @@ impl Outbox {
     }
 
     pub(crate) fn open(recipe: Recipe, disk: Option<Disk>) -> Result<Outbox, Error> {
-        Ok(Outbox(Arc::new(Inner {
+        let stop = watch::Sender::new(false);
+        let handles = Arc::new(Handles(stop.clone()));
+        let inner = Inner {
             queue: Instances::new(recipe.clone()),
             gather: Gather::new(disk),
             replayer: Worker::new("replay", recipe.clone()),
@@ -117,10 +135,11 @@ impl Outbox {
             recipe,
             events: Events::default(),
             wake: Arc::default(),
-            stop: watch::channel(false).0,
+            stop,
             known: Mutex::default(),
             driver: Mutex::default(),
-        })))
+        };
+        Ok(Outbox(Arc::new(inner), handles))
     }
 
     /// Queues the write that a request asks for; its If-Match, If-None-Match: * or If-Unmodified-Since say
@@ -271,6 +290,7 @@ impl Outbox {
     /// Makes one pass now, on demand. Fails where some host is already replaying this root. Where this future is dropped, the
     /// pass starts nothing further, and has the lock until the request in flight has ended, or its 10 s are over.
     pub async fn replay(&self) -> Result<Report, Error> {
+        self.0.refuse_after_stop()?;
         let lock = Arc::new(Lock::take(&self.0.recipe.root)?);
         self.0.pass(&lock, true, None).await
     }
@@ -279,6 +299,7 @@ impl Outbox {
     /// one request, and nothing is looked at. For programs with a timer of their own. Fails as
     /// [`Outbox::replay`] does.
     pub async fn tick(&self, last: &Report) -> Result<Report, Error> {
+        self.0.refuse_after_stop()?;
         let lock = Arc::new(Lock::take(&self.0.recipe.root)?);
         self.0.pass(&lock, false, Some(last.resume.clone())).await
     }
@@ -317,12 +338,15 @@ impl Outbox {
     }
 
     /// Starts nothing further (one at most, where requests go one at a time and the server takes less than 10 ms), gives
-    /// the request in flight 10 s to finish, ends the driver, and removes what was staged ahead.
+    /// the request in flight 10 s to finish, ends the driver, and removes what was staged ahead. Whoever calls it a second
+    /// time waits as well. What is queued afterwards stays for another outbox: this one replays no more
+    /// ([`Error::ShutDown`]).
     pub async fn shutdown(&self) {
-        self.0.stop.send_replace(true);
-        let driver = self.0.driver().take();
+        self.1.stop();
+        let driver = self.0.driver().clone();
         if let Some(driver) = driver {
-            driver.join().await;
+            driver.ended().await;
+            self.0.driver().take();
         }
         self.0.queue.unstage().await;
     }
@@ -363,6 +387,10 @@ impl Inner {
 
     pub(crate) fn watches(&self) -> &Watches {
         &self.recipe.runtime.0.watches
+    }
+
+    pub(crate) fn refuse_after_stop(&self) -> Result<(), Error> {
+        if *self.stop.borrow() { Err(Error::ShutDown) } else { Ok(()) }
     }
 
     pub(crate) fn known(&self) -> MutexGuard<'_, Known> {

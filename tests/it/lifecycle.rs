@@ -2,7 +2,7 @@
 
 use crate::kit::{open, root, send, soon};
 use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
-use outbox_host::{Error, Outbox};
+use outbox_host::{Error, Event, Outbox, Report};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -19,14 +19,16 @@ async fn held(entries: usize) -> (TempDir, Upstream, Gate, Outbox) {
 }
 
 /// Makes a pass as soon as nobody else does.
-async fn replay_when_free(outbox: &Outbox) {
+async fn replay_when_free(outbox: &Outbox) -> Report {
     let free = async {
-        while let Err(error) = outbox.replay().await {
-            assert!(matches!(error, Error::Locked(_)), "{error}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        loop {
+            match outbox.replay().await {
+                Err(Error::Locked(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+                other => return other.unwrap(),
+            }
         }
     };
-    soon("a pass", free).await;
+    soon("a pass", free).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,9 +43,8 @@ async fn a_pass_that_nobody_waits_for_ends_after_the_request_in_flight_and_keeps
     assert!(matches!(outbox.replay().await, Err(Error::Locked(_))));
     assert!(other.status().await.unwrap().replaying);
     gate.open();
-    replay_when_free(&other).await;
+    assert_eq!(replay_when_free(&other).await.delivered, 1);
     assert_eq!(server.lines(), ["POST /0", "POST /1"]);
-    assert_eq!(other.count().await.unwrap().pending, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,7 +56,7 @@ async fn a_request_that_does_not_end_after_a_stop_is_abandoned_before_another_ma
     server.wait_for(1).await;
     outbox.shutdown().await;
     let failed = std::iter::from_fn(|| events.try_recv().ok()).find_map(|event| match event {
-        outbox_host::Event::Failed(why) => Some(why),
+        Event::Failed(why) => Some(why),
         _ => None,
     });
     assert!(failed.is_some_and(|why| why.contains("will be sent again")));
@@ -69,4 +70,46 @@ async fn a_request_that_does_not_end_after_a_stop_is_abandoned_before_another_ma
     })
     .await;
     assert_eq!(server.lines(), ["POST /0", "POST /0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbox_that_was_shut_down_replays_no_more_and_says_so() {
+    let (_root, _server, gate, outbox) = held(1).await;
+    gate.open();
+    let report = outbox.replay().await.unwrap();
+    outbox.shutdown().await;
+    assert!(matches!(outbox.replay().await, Err(Error::ShutDown)));
+    assert!(matches!(outbox.tick(&report).await, Err(Error::ShutDown)));
+    assert!(matches!(outbox.start(), Err(Error::ShutDown)));
+    assert!(!outbox.status().await.unwrap().replaying);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_shutdown_waits_until_the_driver_has_ended() {
+    let (root, server, gate, outbox) = held(1).await;
+    outbox.start().unwrap();
+    server.wait_for(1).await;
+    // The first is cancelled.
+    for _ in 0..2 {
+        assert!(tokio::time::timeout(Duration::ZERO, outbox.shutdown()).await.is_err());
+    }
+    gate.open();
+    tokio::join!(outbox.shutdown(), async {
+        outbox.shutdown().await;
+        // Whoever comes next need not try twice.
+        assert_eq!(open(root.path(), &server.url()).replay().await.unwrap().remaining, 0);
+    });
+    assert_eq!(server.lines(), ["POST /0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_its_last_handle_an_outbox_starts_nothing_further() {
+    let (root, server, gate, outbox) = held(3).await;
+    let other = open(root.path(), &server.url());
+    outbox.start().unwrap();
+    server.wait_for(1).await;
+    drop(outbox);
+    gate.open();
+    assert_eq!(replay_when_free(&other).await.delivered, 2);
+    assert_eq!(server.seen().len(), 3);
 }
