@@ -208,6 +208,16 @@ impl Daemon {
         panic!("it ended without {message:?}: {:#?}", self.log);
     }
 
+    /// Waits for a line with this in it, of a program that logs no JSON.
+    pub fn wait_for_text(&mut self, text: &str) {
+        while let Some(line) = self.line() {
+            if line.contains(text) {
+                return;
+            }
+        }
+        panic!("it ended without {text:?}: {:#?}", self.log);
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

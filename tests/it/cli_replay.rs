@@ -1,10 +1,12 @@
 //! `outbox replay`: what it prints, its exit codes, and the credential's way.
 
-use crate::cli::{Cli, everything_in, parse};
+use crate::cli::{Cli, Daemon, Ran, everything_in, parse};
 use crate::kit;
 use crate::upstream::{Act, Gate, Reply, ReservedPort, Seen, Upstream};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 /// Answers by the path: /conflict, /rejected, /later, /login; everything else is taken.
 pub fn answers(seen: &Seen) -> Act {
@@ -183,5 +185,47 @@ async fn concurrency_is_how_many_requests_are_in_flight_at_once() {
         let report = String::from_utf8(output.stdout).unwrap().lines().last().map(parse).unwrap();
         assert_eq!(report["delivered"], json!(7));
         assert_eq!(server.max_in_flight(), concurrency);
+    }
+}
+
+#[tokio::test]
+async fn a_pass_that_is_interrupted_abandons_a_request_that_does_not_end_and_says_so() {
+    let cli = Cli::new();
+    let server = Upstream::start(|seen: &Seen| match seen.target.as_str() {
+        "/taken" => Act::from(204),
+        _ => Act::Stall,
+    });
+    let taken = cli.send(&["PUT", "/taken"]);
+    cli.send(&["PUT", "/stalled"]);
+    let mut command = cli.command(["replay", "--json", "--upstream", &server.url()]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    server.wait_for(2).await;
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let started = Instant::now();
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    // Well before the time-out of the transfer.
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.stderr.starts_with("stopping") && ran.stderr.contains("will be sent again"), "{ran:?}");
+    assert_eq!(parse(&ran.stdout)["id"], json!(taken), "what was done is printed");
+    assert_eq!(parse(cli.run(["status", "--json"]).expect(3))["replaying"], json!(false));
+}
+
+#[tokio::test]
+async fn a_second_interrupt_ends_at_once() {
+    for command in ["replay", "run"] {
+        let cli = Cli::new();
+        let server = Upstream::start(|_: &Seen| Act::Stall);
+        cli.send(&["PUT", "/x"]);
+        let mut replaying = Daemon::spawn(cli.command([command, "--upstream", &server.url()]));
+        server.wait_for(1).await;
+        let started = Instant::now();
+        replaying.signal(Signal::INT);
+        replaying.wait_for_text("stopping");
+        replaying.signal(Signal::INT);
+        let (status, log) = replaying.end();
+        assert_eq!(status.code(), Some(1), "{log:#?}");
+        assert!(started.elapsed() < Duration::from_secs(9), "{command}: {:?}", started.elapsed());
+        assert!(log.concat().contains("will be sent again"), "{log:#?}");
     }
 }

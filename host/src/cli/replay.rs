@@ -1,18 +1,15 @@
 //! `outbox replay`: one pass.
 
 use super::args::{Global, ReplayArgs};
+use super::run::Stops;
 use super::{builder, code_of, text};
 use indicatif::{ProgressBar, ProgressStyle};
-use outbox_host::{Delivery, Event, Outbox};
+use outbox_host::{Delivery, Error, Event, Outbox, Report};
 use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 
 /// Below this, a pass is over before a progress bar is read.
 const WORTH_A_BAR: u64 = 50;
-
-/// How long the requests in flight may take to finish after Ctrl-C.
-const GRACE: Duration = Duration::from_secs(10);
 
 pub async fn replay(global: &Global, args: ReplayArgs) -> anyhow::Result<u8> {
     let builder = args.durability.apply(args.upstream.apply(builder(global))?);
@@ -39,11 +36,16 @@ pub async fn replay(global: &Global, args: ReplayArgs) -> anyhow::Result<u8> {
         }
         Ok(())
     });
-    let result = interruptible(&outbox).await;
-    if result.is_ok() {
-        printer.await??;
-    }
-    let report = result?;
+    let report = match interruptible(&outbox).await {
+        Ok(report) => report,
+        Err(error) => {
+            // What was done until then is printed, too: to the end of the events, which is that of the outbox.
+            drop(outbox);
+            let _ = printer.await;
+            return Err(error.into());
+        }
+    };
+    printer.await??;
     let mut out = io::stdout().lock();
     match json {
         true => writeln!(out, "{}", serde_json::to_string(&report)?)?,
@@ -53,19 +55,18 @@ pub async fn replay(global: &Global, args: ReplayArgs) -> anyhow::Result<u8> {
 }
 
 /// A pass that ends in good order on Ctrl-C: the requests in flight are awaited.
-async fn interruptible(outbox: &Outbox) -> Result<outbox_host::Report, outbox_host::Error> {
+async fn interruptible(outbox: &Outbox) -> Result<Report, Error> {
+    let mut stops = Stops::listen();
     let pass = outbox.replay();
     tokio::pin!(pass);
     tokio::select! {
         report = &mut pass => return report,
-        _ = super::run::stopped() => {}
+        _ = stops.next() => {}
     }
-    eprintln!("stopping; the request in flight may take up to {} s", GRACE.as_secs());
+    stops.insist();
     outbox.shutdown().await;
-    match tokio::time::timeout(GRACE, pass).await {
-        Ok(report) => report,
-        Err(_) => Err(outbox_host::Error::ShutDown),
-    }
+    eprintln!("stopping; the request in flight may take up to 10 s");
+    pass.await
 }
 
 fn progress(pending: u64) -> anyhow::Result<Option<ProgressBar>> {

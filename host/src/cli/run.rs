@@ -1,7 +1,7 @@
 //! `outbox run`: the daemon. And what is the process's: its log and its signals.
 
 use super::args::{Global, LogFormat, LogLevel, RunArgs};
-use super::{DONE, builder, text};
+use super::{DONE, FAILED, builder, text};
 use outbox_host::{Delivery, Event, Health, Outbox, Outcome};
 use std::io::{self, IsTerminal};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -11,7 +11,7 @@ use tracing::{Level, debug, error, info, warn};
 pub async fn run(global: &Global, args: RunArgs) -> anyhow::Result<u8> {
     log(args.log, args.log_level);
     // From here on no signal ends the process by itself.
-    let (stopped, hang_ups) = (stopped(), HangUps::listen());
+    let (mut stops, hang_ups) = (Stops::listen(), HangUps::listen());
     let upstream = args.upstream.upstream.clone().unwrap_or_default();
     let builder = args.durability.apply(args.upstream.apply(builder(global))?);
     let outbox = builder.open()?;
@@ -23,9 +23,12 @@ pub async fn run(global: &Global, args: RunArgs) -> anyhow::Result<u8> {
     let (end, ended) = oneshot::channel();
     let log = tokio::spawn(log_events(events, ended));
     tokio::spawn(hang_ups.wake(outbox.clone()));
-    let signal = stopped.await;
-    info!(signal, "stopping; the request in flight may take up to 10 s");
-    outbox.shutdown().await;
+    let signal = stops.next().await;
+    stops.insist();
+    // In this order: whoever has read that it stops sees nothing further started.
+    tokio::join!(biased; outbox.shutdown(), async {
+        info!(signal, "stopping; the request in flight may take up to 10 s");
+    });
     drop(end);
     let _ = log.await;
     let counts = outbox.count().await?;
@@ -53,7 +56,7 @@ async fn log_events(mut events: broadcast::Receiver<Event>, mut ended: oneshot::
             Ok(Event::Upstream(Health::Auth)) => {
                 warn!("upstream wants other credentials; entries are held, one probe per tick");
             }
-            Ok(Event::Failed(why)) => error!("{why}"),
+            Ok(Event::Failed(why)) => error!("pass failed: {why}"),
             Ok(_) => {}
             Err(RecvError::Lagged(n)) => warn!("{n} events were not logged"),
             Err(RecvError::Closed) => return,
@@ -101,29 +104,47 @@ pub fn log_warnings() {
     log(LogFormat::Text, LogLevel::Warn);
 }
 
-/// Listens from now on; returns when the process is asked to end: the signal's name.
-#[cfg(unix)]
-pub fn stopped() -> impl Future<Output = &'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    async move {
-        let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
-            // Without handlers, the signals end the process by themselves.
-            return std::future::pending().await;
-        };
-        tokio::select! {
-            _ = interrupt.recv() => "SIGINT",
-            _ = terminate.recv() => "SIGTERM",
-        }
-    }
+/// What asks the process to end, listened for from the beginning on.
+pub struct Stops {
+    #[cfg(unix)]
+    signals: io::Result<[tokio::signal::unix::Signal; 2]>,
 }
 
-/// Returns when the process is asked to end.
-#[cfg(not(unix))]
-pub async fn stopped() -> &'static str {
-    match tokio::signal::ctrl_c().await {
-        Ok(()) => "Ctrl-C",
-        Err(_) => std::future::pending().await,
+impl Stops {
+    pub fn listen() -> Stops {
+        #[cfg(unix)]
+        use tokio::signal::unix::{SignalKind, signal};
+        Stops {
+            #[cfg(unix)]
+            signals: signal(SignalKind::interrupt())
+                .and_then(|interrupt| Ok([interrupt, signal(SignalKind::terminate())?])),
+        }
+    }
+
+    /// Returns at the next one: its name.
+    pub async fn next(&mut self) -> &'static str {
+        #[cfg(unix)]
+        if let Ok([interrupt, terminate]) = &mut self.signals {
+            return tokio::select! {
+                _ = interrupt.recv() => "SIGINT",
+                _ = terminate.recv() => "SIGTERM",
+            };
+        }
+        #[cfg(not(unix))]
+        if tokio::signal::ctrl_c().await.is_ok() {
+            return "Ctrl-C";
+        }
+        // Without handlers, the signals end the process by themselves.
+        std::future::pending().await
+    }
+
+    /// Whoever asks once more need not wait for anything.
+    pub fn insist(mut self) {
+        tokio::spawn(async move {
+            let signal = self.next().await;
+            warn!(signal, "ending at once; a request in flight will be sent again");
+            std::process::exit(FAILED.into());
+        });
     }
 }
 
