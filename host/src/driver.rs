@@ -66,8 +66,10 @@ async fn drive(inner: Arc<Inner>, lock: &Arc<Lock>) {
         let delay = match &result {
             Ok(report) => Duration::from_millis(report.next_delay_ms).max(SHORTEST),
             Err(error) => {
-                tracing::error!("pass failed: {error}");
-                inner.events.tell(|| Event::Failed(error.to_string()));
+                // Whoever listens logs it as he likes.
+                if !inner.events.tell(|| Event::Failed(error.to_string())) {
+                    tracing::error!("pass failed: {error}");
+                }
                 AFTER_FAILURE
             }
         };

@@ -407,6 +407,6 @@ pub enum Event {
     Pass(Report),
     /// The upstream was found in another state than before.
     Upstream(Health),
-    /// A pass failed as a whole; the next one is made all the same.
+    /// A background pass failed as a whole; the next one is made all the same. Logged where nobody listens.
     Failed(String),
 }

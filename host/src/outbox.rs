@@ -70,11 +70,9 @@ pub(crate) struct Inner {
 pub(crate) struct Events(Arc<OnceLock<broadcast::Sender<Event>>>);
 
 impl Events {
-    pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
-        if let Some(sender) = self.0.get() {
-            // All of them may have gone.
-            let _ = sender.send(event());
-        }
+    /// Whether anybody was told: all of them may have gone.
+    pub(crate) fn tell(&self, event: impl FnOnce() -> Event) -> bool {
+        self.0.get().is_some_and(|sender| sender.send(event()).is_ok())
     }
 
     fn subscribe(&self) -> broadcast::Receiver<Event> {
