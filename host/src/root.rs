@@ -6,6 +6,7 @@ use crate::lease::{self, Lease};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The outbox's directory below ROOT.
 pub(crate) const OUTBOX_DIR: &str = ".zddc-outbox";
@@ -83,6 +84,9 @@ fn restrict(outbox: &Path) -> std::io::Result<()> {
     fs::set_permissions(outbox, fs::Permissions::from_mode(0o700))
 }
 
+/// How long the lock is waited for, in several tries: whoever asks who has it ([`Lock::holder`]) has it for a moment.
+const PAUSES_MS: [u64; 5] = [1, 2, 5, 12, 30];
+
 /// The right to replay. The kernel gives the lock back on any death; the lease ends by itself.
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -109,10 +113,16 @@ impl Lock {
         let path = root.join(OUTBOX_DIR).join(LOCK);
         let trouble = |e: std::io::Error| Error::Root { path: path.clone(), reason: e.to_string() };
         let mut file = lock_options().open(&path).map_err(trouble)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Locked(pid(&mut file))),
-            Err(TryLockError::Error(e)) => return Err(trouble(e)),
+        let mut pauses = PAUSES_MS.into_iter();
+        loop {
+            match (file.try_lock(), pauses.next()) {
+                (Ok(()), _) => break,
+                (Err(TryLockError::WouldBlock), Some(pause)) => {
+                    std::thread::sleep(Duration::from_millis(pause))
+                }
+                (Err(TryLockError::WouldBlock), None) => return Err(Error::Locked(pid(&mut file))),
+                (Err(TryLockError::Error(e)), _) => return Err(trouble(e)),
+            }
         }
         // The number is for people and messages only. A full disk, which may have no room for it, is emptied by
         // replaying.
@@ -128,7 +138,11 @@ impl Lock {
         let mut file = File::open(root.join(OUTBOX_DIR).join(LOCK)).ok()?;
         match file.try_lock_shared() {
             Err(TryLockError::WouldBlock) => Some(pid(&mut file)),
-            _ => None,
+            Ok(()) => {
+                drop(Locked(file));
+                None
+            }
+            Err(TryLockError::Error(_)) => None,
         }
     }
 }

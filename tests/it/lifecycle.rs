@@ -3,6 +3,8 @@
 use crate::kit::{open, root, send, soon};
 use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
 use outbox_host::{Error, Event, Outbox, Report};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -112,4 +114,24 @@ async fn with_its_last_handle_an_outbox_starts_nothing_further() {
     gate.open();
     assert_eq!(replay_when_free(&other).await.delivered, 2);
     assert_eq!(server.seen().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_who_replays_is_in_nobodys_way() {
+    let (root, _server, _gate, outbox) = held(0).await;
+    let over = Arc::new(AtomicBool::new(false));
+    let ask = {
+        let (other, over) = (open(root.path(), "http://127.0.0.1:9"), over.clone());
+        move || {
+            while !over.load(Ordering::Relaxed) {
+                let _ = other.wake_host();
+            }
+        }
+    };
+    let asking = std::thread::spawn(ask);
+    for _ in 0..200 {
+        outbox.replay().await.unwrap();
+    }
+    over.store(true, Ordering::Relaxed);
+    asking.join().unwrap();
 }
