@@ -62,7 +62,11 @@ async fn drive(inner: Arc<Inner>, lock: &Arc<Lock>) {
     let mut woken = true;
     while !*stop.borrow() {
         let resume = last.take().map(|report| report.resume);
-        let result = inner.pass(lock, woken, resume).await;
+        // Without the lease, a stock host is at work.
+        let result = match lock.lease.keep() {
+            Ok(()) => inner.pass(lock, woken, resume).await,
+            Err(leased) => Err(leased),
+        };
         let delay = match &result {
             Ok(report) => Duration::from_millis(report.next_delay_ms).max(SHORTEST),
             Err(error) => {

@@ -410,7 +410,7 @@ impl Inner {
         let options = replayer::Options { wake, resume, budget_ms: None, sweep_every };
         let events = self.events.clone();
         let (_waiting, waited_for) = watch::channel(());
-        let ends = Ends { shut_down: self.stop.subscribe(), waited_for };
+        let ends = Ends { shut_down: self.stop.subscribe(), waited_for, lock: lock.clone() };
         let (gone, sweeping) = sweep::beside(self.sweeper.clone());
         let job = async move |instance: &mut Instance| pass(instance, options, events, gone, ends).await;
         let report = self.replayer.call(job, |report: &Report| report.remaining > 0, lock.clone()).await;
@@ -436,11 +436,13 @@ struct Ends {
     shut_down: watch::Receiver<bool>,
     /// Closed when nobody waits for its report any more.
     waited_for: watch::Receiver<()>,
+    /// Its lease may be lost to a stock host.
+    lock: Arc<Lock>,
 }
 
 impl Ends {
     fn is_stopped(&self) -> bool {
-        *self.shut_down.borrow() || self.waited_for.has_changed().is_err()
+        *self.shut_down.borrow() || self.waited_for.has_changed().is_err() || self.lock.lease.lost().is_some()
     }
 
     /// Returns when the requests in flight have had their time since the stop.
@@ -448,6 +450,7 @@ impl Ends {
         tokio::select! {
             _ = self.shut_down.wait_for(|stop| *stop) => {}
             _ = self.waited_for.changed() => {}
+            () = self.lock.lease.until_lost() => {}
         }
         tokio::time::sleep(GRACE).await;
     }
@@ -500,7 +503,10 @@ async fn pass(
         .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_report(store, pass).await)
         .await?;
     release(instance, pass).await?;
-    Ok(report.into())
+    match ends.lock.lease.lost() {
+        Some(leased) if stopped => Err(leased),
+        _ => Ok(report.into()),
+    }
 }
 
 /// Whether an entry's files are deleted then.

@@ -91,7 +91,7 @@ const PAUSES_MS: [u64; 5] = [1, 2, 5, 12, 30];
 #[derive(Debug)]
 pub(crate) struct Lock {
     // Given back first: whoever has the lock may have the lease.
-    _lease: Lease,
+    pub(crate) lease: Lease,
     _lock: Locked,
 }
 
@@ -130,7 +130,7 @@ impl Lock {
             .set_len(0)
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| writeln!(file, "{}", std::process::id()));
-        Ok(Lock { _lease: Lease::take(root.join(OUTBOX_DIR).join(LEASE))?, _lock: Locked(file) })
+        Ok(Lock { lease: Lease::take(root.join(OUTBOX_DIR).join(LEASE))?, _lock: Locked(file) })
     }
 
     /// The process that replays this root now, if there is one.

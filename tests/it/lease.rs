@@ -4,10 +4,11 @@
 use crate::kit::{builder, json, open, path, replay, root, send};
 use crate::plain_host::{Clocks, Ended, run};
 use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
-use outbox_host::{Error, Outbox};
+use outbox_host::{Durability, Error, Event, Outbox};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
+use tokio::sync::broadcast::Receiver;
 use tokio::task::JoinHandle;
 
 /// Within the timeouts of a request, also where the clock goes faster.
@@ -157,6 +158,71 @@ async fn the_bundled_host_holds_a_lease_beside_its_lock() {
     std::fs::write(&lease, dead).unwrap();
     replay(&open(root.path(), &server.url())).await;
     assert!(!lease.exists());
+}
+
+/// A stock host's lease, as one makes it that finds the present one expired: in a file of its own.
+fn steal(lease: &Path) {
+    std::fs::remove_file(lease).unwrap();
+    std::fs::write(lease, format!("{{\"owner\":\"0123456789abcdef\",\"expires\":\"{}\"}}\n", time(50)))
+        .unwrap();
+}
+
+/// Why the next pass fails.
+async fn failure(events: &mut Receiver<Event>) -> String {
+    let failed = async {
+        loop {
+            match events.recv().await.unwrap() {
+                Event::Failed(why) => return why,
+                Event::Pass(report) => panic!("{report:?}"),
+                _ => {}
+            }
+        }
+    };
+    crate::kit::soon("a failure", failed).await
+}
+
+#[tokio::test]
+async fn a_bundled_host_that_has_lost_its_lease_sends_nothing_until_it_is_free_again() {
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let outbox = builder(root.path()).upstream(server.url()).open().unwrap();
+    let lease = path(root.path(), ".lease");
+    let mut events = outbox.subscribe();
+    outbox.start().unwrap();
+    let first = async { while !matches!(events.recv().await, Ok(Event::Pass(_))) {} };
+    crate::kit::soon("the first pass", first).await;
+    steal(&lease);
+    send(&outbox, "PUT", "/x", "1").await;
+    assert!(failure(&mut events).await.contains("a stock host (0123456789abcdef) is replaying"));
+    assert_eq!(server.lines(), [""; 0]);
+    // It is given back.
+    std::fs::remove_file(&lease).unwrap();
+    outbox.wake();
+    server.wait_for(1).await;
+    assert_eq!(json(&lease)["owner"], format!("process {}", std::process::id()));
+    outbox.shutdown().await;
+    assert!(!lease.exists());
+}
+
+#[tokio::test]
+async fn a_pass_of_a_bundled_host_that_has_lost_its_lease_is_stopped() {
+    let (root, pause) = (root(), Duration::from_millis(100));
+    let server = Upstream::start(move |_: &Seen| Act::ReadSlowly(pause, Reply::new(204)));
+    // More than a lease would last.
+    let outbox = builder(root.path()).upstream(server.url()).concurrency(1);
+    let outbox = outbox.durability(Durability::None).open().unwrap();
+    for number in 0..600 {
+        send(&outbox, "PUT", &format!("/{number}"), "1").await;
+    }
+    let mut events = outbox.subscribe();
+    outbox.start().unwrap();
+    server.wait_for(1).await;
+    steal(&path(root.path(), ".lease"));
+    assert!(failure(&mut events).await.contains("a stock host (0123456789abcdef) is replaying"));
+    let sent = server.seen().len();
+    assert!(sent < 300, "{sent} were sent");
+    assert_eq!(outbox.count().await.unwrap().pending, 600 - sent as u64);
+    outbox.shutdown().await;
+    assert_eq!(server.seen().len(), sent);
 }
 
 /// RFC 3339, so many seconds from now.
