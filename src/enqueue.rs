@@ -27,8 +27,8 @@ pub enum Body<'a> {
     Stream(&'a InputStream),
     /// Bytes at hand.
     Bytes(&'a [u8]),
-    /// The body.bin of an entry that was set aside: the directory, and the file's path in it.
-    Stored(&'a Dir, &'a str),
+    /// The body.bin of an entry that was set aside: the directory, the file's path in it, and what it must be.
+    Stored(&'a Dir, &'a str, &'a Meta),
 }
 
 /// An entry in `.staging`, whole.
@@ -179,7 +179,7 @@ fn stage(wanted: Wanted<'_>, staged: Staged) -> Result<(EntryId, u64)> {
                 writer.write(&chunk, admit)?;
             }
         }
-        Body::Stored(dir, path) => {
+        Body::Stored(dir, path, _) => {
             let (file, _) = dir.open_file(path)?;
             loop {
                 let doing = || format!("cannot read {path}");
@@ -193,6 +193,14 @@ fn stage(wanted: Wanted<'_>, staged: Staged) -> Result<(EntryId, u64)> {
         }
     }
     let (len, digest) = writer.finish(sync)?;
+    // With a digest of its own, a damaged body would pass for a sound one from here on.
+    if let Body::Stored(_, path, was) = body
+        && let Some(damage) = was.damage_in_body(len, &digest)
+    {
+        return Err(Error::Io(format!(
+            "{path} is damaged, so it is not queued again: {damage}; 'outbox resolve --keep FILE' sends another in its place, 'outbox drop' removes it"
+        )));
+    }
 
     // The id is given out now, not before the body was read: a slow body must not be sorted, and later
     // sent, before a write that was acknowledged while it trickled in.

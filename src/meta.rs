@@ -132,6 +132,15 @@ impl Meta {
         self.body_digest.as_deref().filter(|digest| digest.starts_with("xxh3:"))
     }
 
+    /// What is wrong with a body of this length and digest, as far as the record says what it must be.
+    pub fn damage_in_body(&self, len: u64, digest: &str) -> Option<String> {
+        if let Some(expected) = self.body_len.filter(|expected| *expected != len) {
+            return Some(format!("body.bin has {len} bytes where meta.json says {expected}"));
+        }
+        let expected = self.known_digest().filter(|expected| *expected != digest)?;
+        Some(format!("body.bin has digest {digest} where meta.json says {expected}"))
+    }
+
     /// The record's text: indented by one blank, as the original's is.
     pub fn to_json(&self) -> Vec<u8> {
         to_json(self)

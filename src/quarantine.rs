@@ -313,7 +313,7 @@ pub fn resolve(config: &Config, queue: &Queue, name: &str, keep: Keep) -> Result
     let at = conflict_named(queue, name)?;
     let queued = match keep {
         Keep::Theirs => None,
-        Keep::Mine => Some(requeue(config, queue, &at, Body::Stored(at.dir(queue), &at.path(BODY)))?),
+        Keep::Mine => Some(requeue(config, queue, &at, None)?),
     };
     // A crash before this leaves the conflict beside the new entry: shown twice, lost never.
     queue.discard(&queue.dir, &at.name)?;
@@ -323,7 +323,7 @@ pub fn resolve(config: &Config, queue: &Queue, name: &str, keep: Keep) -> Result
 /// Ends a conflict with a merged body.
 pub fn resolve_with(config: &Config, queue: &Queue, name: &str, body: &InputStream) -> Result<EntryId> {
     let at = conflict_named(queue, name)?;
-    let queued = requeue(config, queue, &at, Body::Stream(body))?;
+    let queued = requeue(config, queue, &at, Some(body))?;
     queue.discard(&queue.dir, &at.name)?;
     Ok(queued)
 }
@@ -336,15 +336,16 @@ fn conflict_named(queue: &Queue, name: &str) -> Result<Located> {
     }
 }
 
-fn requeue(config: &Config, queue: &Queue, at: &Located, body: Body<'_>) -> Result<EntryId> {
+/// Queues a conflict again, with this body in place of its own.
+fn requeue(config: &Config, queue: &Queue, at: &Located, body: Option<&InputStream>) -> Result<EntryId> {
     let meta = at.dir(queue).read(&at.path(META), MAX_RECORD).ok();
     let meta = meta.and_then(|json| Meta::parse(at.id, &json).ok());
     let meta = meta.ok_or_else(|| Error::Io(format!("{}: meta.json cannot be read", at.name)))?;
     let mut request = Request {
-        method: meta.method,
-        uri: meta.raw_uri,
-        content_type: meta.content_type,
-        headers: meta.headers,
+        method: meta.method.clone(),
+        uri: meta.raw_uri.clone(),
+        content_type: meta.content_type.clone(),
+        headers: meta.headers.clone(),
         base_mod_time: None,
         base_etag: None,
         create: false,
@@ -360,6 +361,8 @@ fn requeue(config: &Config, queue: &Queue, at: &Located, body: Body<'_>) -> Resu
             )));
         }
     }
+    let stored = at.path(BODY);
+    let body = body.map_or(Body::Stored(at.dir(queue), &stored, &meta), Body::Stream);
     enqueue::enqueue(config, queue, &request, body)
 }
 

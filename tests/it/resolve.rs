@@ -1,7 +1,7 @@
 //! What an operator does about conflicts and rejected writes.
 
 use crate::cli::{Cli, parse};
-use crate::kit::{Base, open, replay, root, send_on, tree};
+use crate::kit::{Base, open, replay, root, send_on, set_aside, tree};
 use crate::resources::{Names, Resources, now};
 use crate::upstream::{Act, Upstream};
 use outbox_host::{Body, Error, Keep, Outbox};
@@ -161,5 +161,28 @@ fn all_rejected_writes_can_be_tried_again_or_dropped_at_once() {
         server.script(|_| 204);
         let delivered = cli.replay(&server.url(), &[]).2["delivered"].clone();
         assert_eq!(delivered, if command == "retry" { 3 } else { 0 });
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_body_is_not_queued_again_as_a_sound_one() {
+    for damaged in ["mind", "min", "mine and more", ""] {
+        let root = root();
+        let (resources, _server, outbox, id) = conflict(root.path(), Names::Strong, "PUT", false).await;
+        let body = set_aside(root.path(), "", &id).join("body.bin");
+        std::fs::write(&body, damaged).unwrap();
+        let before = tree(root.path());
+        match outbox.resolve(&id, Keep::Mine).await {
+            Err(Error::Io(why)) => {
+                let named = ["body.bin", "meta.json says", "--keep FILE", "outbox drop"];
+                assert!(named.iter().all(|part| why.contains(part)), "{why}");
+            }
+            other => panic!("{damaged:?}: {other:?}"),
+        }
+        assert_eq!((tree(root.path()), std::fs::read_to_string(&body).unwrap()), (before, damaged.into()));
+        // What it says can be done can be.
+        outbox.resolve(&id, Keep::Merged(Body::from("mended"))).await.unwrap();
+        assert_eq!(replay(&outbox).await.0.delivered, 1);
+        assert_eq!(resources.content("/doc").as_deref(), Some("mended"));
     }
 }
