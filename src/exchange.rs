@@ -5,7 +5,8 @@
 //! damaged body never reaches the server whole. The body's stream and the reply are polled together, because
 //! a server may answer early, and because some hosts never report a broken stream on the stream itself.
 //!
-//! An exchange is cut when no byte moved either way for the idle timeout, never because it is long.
+//! An exchange is cut when no byte moved either way for the idle timeout, never because it is long. Content that
+//! nobody compares is no part of it: that is read for one idle timeout at most.
 
 mod draft;
 
@@ -188,7 +189,7 @@ impl Exchange {
     /// When it will have been idle for too long: monotonic, in nanoseconds.
     pub fn deadline(&self) -> u64 {
         let mut patience = self.timeouts.idle;
-        if self.sending.is_none() {
+        if self.sending.is_none() && self.reading.is_none() {
             let unseen = self.body_len.min(IN_FLIGHT);
             patience += Duration::from_secs(unseen / SLOWEST_BYTES_PER_SECOND);
         }
@@ -224,12 +225,13 @@ impl Exchange {
         over.map(|reading| self.judge(reading)).transpose()
     }
 
-    /// Whether any content came in.
+    /// Whether any content came in that matters. What is not compared is read for the connection's sake only: it may
+    /// trickle for ever, and must not hold up what waits.
     fn read(&mut self) -> bool {
         let Some(reading) = &mut self.reading else { return false };
         let before = reading.drained;
         reading.over = reading.over || reading.drain();
-        reading.drained > before
+        reading.comparison.is_some() && reading.drained > before
     }
 
     /// A success counts only once the server has been given the whole body; a comparison, once it was given us.

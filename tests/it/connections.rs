@@ -174,14 +174,19 @@ async fn a_connection_cut_without_a_reply_defers_and_the_whole_body_is_sent_agai
 }
 
 #[tokio::test]
-async fn a_reply_counts_by_its_status_line_also_where_its_content_breaks_off_or_stalls() {
+async fn a_reply_counts_by_its_status_line_also_where_its_content_breaks_off_or_stalls_or_trickles() {
     let reply = |status| Reply::new(status).body("0123456789");
+    let trickle = |status| Act::Trickle(IDLE / 6, Reply::new(status).body("0123456789".repeat(1_000)));
     for (act, outcome) in [
         (Act::CutReply(reply(200)), Outcome::Delivered),
         (Act::StallReply(reply(200)), Outcome::Delivered),
         (Act::CutReply(reply(422)), Outcome::Rejected),
         (Act::StallReply(reply(422)), Outcome::Rejected),
         (Act::CutReply(reply(503)), Outcome::Deferred),
+        // For minutes, and never as long as the idle timeout without a byte.
+        (trickle(200), Outcome::Delivered),
+        (trickle(422), Outcome::Rejected),
+        (trickle(503), Outcome::Deferred),
     ] {
         let root = root();
         let said = format!("{act:?}");

@@ -270,3 +270,11 @@ async fn the_question_carries_what_the_write_said_of_itself_and_nothing_of_its_b
     assert!(absent.iter().all(|name| question.header(name).is_none()), "{question:?}");
     assert_eq!(question.header("cache-control"), Some("no-cache"));
 }
+
+#[tokio::test]
+async fn an_answer_that_is_compared_is_waited_for_as_long_as_it_moves() {
+    // Ten bytes, longer in all than the idle timeout.
+    let answer = Reply::new(200).header("ETag", "\"v2\"").body("0123456789");
+    let (.., report, deliveries) = asked(Act::Trickle(Duration::from_millis(50), answer)).await;
+    assert_eq!((report.delivered, report.remaining), (1, 0), "{deliveries:?}");
+}

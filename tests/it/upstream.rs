@@ -61,6 +61,8 @@ pub enum Act {
     CutReply(Reply),
     /// Read the body, send the head and half of this content, then nothing more.
     StallReply(Reply),
+    /// Read the body, send the head, and then a byte of this content after each pause.
+    Trickle(Duration, Reply),
     /// Read the body and never reply.
     Stall,
     /// Read the body, and reply once the gate is open.
@@ -458,6 +460,10 @@ async fn act(request: Request<Incoming>, shared: &Shared, connection: usize) -> 
             let then = if matches!(act, Act::CutReply(_)) { Then::Flush } else { Then::Stall };
             Ok(response(&reply, Half(Some(half), then).boxed_unsync()))
         }
+        Act::Trickle(pause, ref reply) => {
+            let trickle = Trickle(tokio::time::interval(pause), reply.body.clone().into_iter());
+            Ok(response(reply, trickle.boxed_unsync()))
+        }
         Act::Cut | Act::CutLater(_) | Act::CutAfter(_) | Act::Decide(_) => Err(Closed),
         Act::Stall => std::future::pending().await,
     }
@@ -499,5 +505,21 @@ impl hyper::body::Body for Half {
             (None, Then::Cut) => Poll::Ready(Some(Err(Closed))),
             (None, Then::Stall) => Poll::Pending,
         }
+    }
+}
+
+/// Content that comes byte by byte.
+struct Trickle(tokio::time::Interval, std::vec::IntoIter<u8>);
+
+impl hyper::body::Body for Trickle {
+    type Data = Bytes;
+    type Error = Closed;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Closed>>> {
+        std::task::ready!(self.0.poll_tick(context));
+        Poll::Ready(self.1.next().map(|byte| Ok(Frame::data(Bytes::from(vec![byte])))))
     }
 }
