@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 use wasi::clocks::monotonic_clock;
 use wasi::random::random::get_random_u64;
 
-/// How often a request may break the connection off before it has to wait like one that is deferred.
+/// How often a request may get no reply, or 403, before it has to wait like one that is deferred.
 const PATIENCE: u32 = 3;
 
 /// What a request is for.
@@ -327,12 +327,8 @@ impl Pass {
             }
             Failure::NoReply(why) => {
                 self.upstream_away(Health::Down, entry.id);
-                // It may be this request that the server cannot bear: another must get its turn as a probe.
-                let suspect =
-                    entry.state.attempts.checked_sub(PATIENCE - 1).map(|tries| tries.saturating_add(1));
-                let wait = suspect.map(|tries| backoff::entry(tries, get_random_u64() as u32));
-                let sent = entry.state.in_flight;
-                self.noted(entry, Outcome::Deferred, why, wait.map(|wait| SystemTime::now() + wait), sent)
+                let (due, sent) = (self.due_if_suspect(entry), entry.state.in_flight);
+                self.noted(entry, Outcome::Deferred, why, due, sent)
             }
             Failure::Damaged(reason) if self.queue.is_gone(entry.id) => {
                 Settled::gone(Outcome::Dropped, Some(format!("it was removed meanwhile ({reason})")))
@@ -361,12 +357,21 @@ impl Pass {
         }
     }
 
-    /// The server wants other credentials.
+    /// When an entry is due that was tried in vain so often that it may be this request, and not the upstream, with which
+    /// something is wrong: after the next pass, so that another gets its turn as the probe.
+    fn due_if_suspect(&self, entry: &Entry) -> Option<SystemTime> {
+        let tries = entry.state.attempts.checked_sub(PATIENCE - 1)?.saturating_add(1);
+        let pause = backoff::outage(self.report.resume.outages.saturating_add(1)) + backoff::SOON;
+        Some(SystemTime::now() + backoff::entry(tries, get_random_u64() as u32).max(pause))
+    }
+
+    /// The server wants other credentials; with 403, maybe for this resource only.
     pub(super) fn held(&mut self, entry: &Entry, status: u16, before: &str) -> Settled {
         self.upstream_away(Health::Auth, entry.id);
         let separator = if before.is_empty() { "" } else { ": " };
         let why = format!("{before}{separator}the server answered {status}");
-        self.deferred(entry, Outcome::Held, why, None)
+        let due = if status == 403 { self.due_if_suspect(entry) } else { None };
+        self.deferred(entry, Outcome::Held, why, due)
     }
 
     /// Not now: after the server's own Retry-After, or else after the entry's backoff.

@@ -485,3 +485,41 @@ async fn a_request_that_the_server_cannot_bear_does_not_stop_the_queue() {
     assert!(left.not_before.is_some());
     assert_eq!(server.lines().last().map(String::as_str), Some("PUT /fine"));
 }
+
+#[tokio::test]
+async fn a_resource_that_is_forbidden_holds_back_itself_and_not_the_queue() {
+    for (status, delivered) in [(403, 1), (401, 0)] {
+        let root = root();
+        let server =
+            Upstream::start(move |seen| if seen.target.starts_with("/secret") { status } else { 200 });
+        let outbox = open(root.path(), &server.url());
+        let secret = send(&outbox, "PUT", "/secret", "x").await;
+        for uri in ["/secret/below", "/fine"] {
+            send(&outbox, "PUT", uri, "y").await;
+        }
+        let mut next_pass = SystemTime::now();
+        for _ in 0..3 {
+            let started = SystemTime::now();
+            let (report, _) = replay(&outbox).await;
+            assert_eq!((report.held, report.remaining, report.upstream), (1, 3, Health::Auth), "{status}");
+            next_pass = started + Duration::from_millis(report.next_delay_ms);
+        }
+        // Where it waits, that is until after the next probe: that is another.
+        let waits_until = outbox.get(&secret).await.unwrap().entry.unwrap().not_before;
+        let waits_until = waits_until.map(|at| humantime::parse_rfc3339(&at).unwrap());
+        assert_eq!(waits_until.map(|at| at >= next_pass), (status == 403).then_some(true), "{waits_until:?}");
+        assert_eq!(replay(&outbox).await.0.delivered, delivered, "{status}");
+        // 401 is about who asks, not about what for: there the next probe is the same.
+        let left = outbox.get(&secret).await.unwrap().entry.unwrap();
+        assert_eq!(
+            (left.attempts, left.not_before.is_some()),
+            if status == 403 { (3, true) } else { (4, false) }
+        );
+        let last = if status == 403 { "PUT /fine" } else { "PUT /secret" };
+        assert_eq!(server.lines().last().map(String::as_str), Some(last));
+        // What it was held for may be granted at any time.
+        server.script(|_| 200);
+        outbox.retry(&secret).await.unwrap();
+        assert_eq!(replay(&outbox).await.0.remaining, 0);
+    }
+}
