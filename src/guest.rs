@@ -95,8 +95,8 @@ impl QueueGuest for Guest {
         with_queue(|_, queue| limits::usage(queue))
     }
 
-    fn quarantined() -> Result<Vec<Item>> {
-        with_queue(|_, queue| quarantine::all(queue))
+    fn quarantined(after: Option<String>, limit: u32) -> Result<Vec<Item>> {
+        with_queue(|_, queue| quarantine::page(queue, after.as_deref(), limit))
     }
 
     fn get(name: String) -> Result<Item> {

@@ -18,6 +18,7 @@ use crate::queue::{self, Entry, Queue};
 use crate::response::Response;
 use crate::state::State;
 use crate::{Error, Result};
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 use wasi::io::streams::InputStream;
 use wasi::random::random::get_random_u64;
@@ -190,33 +191,58 @@ pub fn newest(queue: &Queue) -> Result<Option<EntryId>> {
     Ok(newest)
 }
 
-/// Everything that was set aside, oldest first.
-pub fn all(queue: &Queue) -> Result<Vec<Item>> {
-    let mut found = Vec::new();
+/// Bytes of records that a page has at most, unless its first item alone has more: replies are long, a server may refuse
+/// any number of writes, and all of them at once would not fit in memory.
+const PAGE: u64 = 2 * 1024 * 1024;
+
+/// What was set aside, oldest first: at most `limit` of it, what comes after the name `after` where that is given.
+pub fn page(queue: &Queue, after: Option<&str>, limit: u32) -> Result<Vec<Item>> {
+    let after =
+        after.map(|name| position(name).ok_or_else(|| Error::NoSuchEntry(name.into()))).transpose()?;
+    // The first by time, then by id; the names tell both.
+    let mut first = BTreeMap::new();
+    let mut offer = |name: &str, sub: Option<&'static str>, place| {
+        let Some(at) = position(name) else { return };
+        if after.as_ref().is_none_or(|after| at > *after) {
+            first.insert((at, sub), (name.to_owned(), place));
+            if first.len() > limit as usize {
+                first.pop_last();
+            }
+        }
+    };
     queue.names(|name, _| {
-        if let Name::Conflict(id, stamp) = layout::parse(name) {
-            found.push((None, name.to_owned(), id, Place::Conflict, stamp.to_owned()));
+        if let Name::Conflict(..) = layout::parse(name) {
+            offer(name, None, Place::Conflict);
         }
     })?;
     for (sub, place) in [(REJECTED, Place::Rejected), (CORRUPT, Place::Corrupt)] {
         match queue.dir.open(sub) {
-            Ok(dir) => dir.list(|name, _| {
-                if let Some((id, stamp)) = parse_aside(&name) {
-                    let stamp = stamp.to_owned();
-                    found.push((Some(sub), name, id, place, stamp));
-                }
-            })?,
+            Ok(dir) => dir.list(|name, _| offer(&name, Some(sub), place))?,
             Err(fault) if fault.is_no_directory() => {}
             Err(fault) => return Err(fault.into()),
         }
     }
-    found.sort_by(|a, b| (&a.4, a.2).cmp(&(&b.4, b.2)));
-    let mut items = Vec::new();
-    for (sub, name, id, place, stamp) in found {
+    let (mut items, mut len) = (Vec::new(), 0);
+    for (((stamp, id), sub), (name, place)) in first {
         let dir = sub.map(|sub| queue.dir.open(sub)).transpose()?;
-        items.push(item(queue, &Located { dir, name, id, place, stamp: Some(stamp) }));
+        let at = Located { dir, name, id, place, stamp: Some(stamp) };
+        let records = [META, RESPONSE].map(|file| at.dir(queue).stat(&at.path(file)));
+        len += records.into_iter().flatten().map(|stat| stat.size).sum::<u64>();
+        if len > PAGE && !items.is_empty() {
+            break;
+        }
+        items.push(item(queue, &at));
     }
     Ok(items)
+}
+
+/// Where a name that was set aside stands among the others: when that was, and its id.
+fn position(name: &str) -> Option<(String, EntryId)> {
+    let (id, stamp) = match layout::parse(name) {
+        Name::Conflict(id, stamp) => (id, stamp),
+        _ => parse_aside(name)?,
+    };
+    Some((stamp.to_owned(), id))
 }
 
 /// Finds an entry by its name, or by its id wherever it is: pending, then set aside, the newest first.

@@ -25,6 +25,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, broadcast, watch};
 
+/// Entries that were set aside, per call: more than their replies let a page have.
+const ITEMS: u32 = 4096;
+
 /// Events that a slow subscriber may be behind before it loses the oldest.
 const EVENT_BACKLOG: usize = 4096;
 
@@ -191,8 +194,17 @@ impl Outbox {
 
     /// Everything that was set aside, oldest first.
     pub async fn quarantined(&self) -> Result<Vec<Item>, Error> {
-        let items = self.queue(async |queue, store| queue.call_quarantined(store).await).await?;
-        Ok(items.into_iter().map(Into::into).collect())
+        let mut items: Vec<Item> = Vec::new();
+        loop {
+            let after = items.last().map(|item| item.name.clone());
+            let page = self
+                .queue(async move |queue, store| queue.call_quarantined(store, after.as_deref(), ITEMS).await)
+                .await?;
+            if page.is_empty() {
+                return Ok(items);
+            }
+            items.extend(page.into_iter().map(Into::into));
+        }
     }
 
     /// An entry by its name, or by its id wherever it is.

@@ -1,10 +1,10 @@
 //! What an operator does about conflicts and rejected writes.
 
 use crate::cli::{Cli, parse};
-use crate::kit::{Base, open, replay, root, send_on, set_aside, tree};
+use crate::kit::{Base, builder, edit_meta, open, path, replay, root, send, send_on, set_aside, tree};
 use crate::resources::{Names, Resources, now};
-use crate::upstream::{Act, Upstream};
-use outbox_host::{Body, Error, Keep, Outbox};
+use crate::upstream::{Act, Reply, Upstream};
+use outbox_host::{Body, Error, Keep, Limits, Outbox};
 use std::path::Path;
 
 /// A conflict on `/doc`, which somebody else has changed since, or removed.
@@ -185,4 +185,35 @@ async fn a_damaged_body_is_not_queued_again_as_a_sound_one() {
         assert_eq!(replay(&outbox).await.0.delivered, 1);
         assert_eq!(resources.content("/doc").as_deref(), Some("mended"));
     }
+}
+
+#[tokio::test]
+async fn more_may_be_set_aside_than_fits_in_memory() {
+    let root = root();
+    let server = Upstream::start(|_| Reply::new(422).body("never".repeat(1_000)));
+    let outbox = open(root.path(), &server.url());
+    let first = send(&outbox, "PUT", "/a", "x").await;
+    assert_eq!(replay(&outbox).await.0.rejected, 1);
+    let first = set_aside(root.path(), "rejected", &first);
+    let (nanos, rest) = first.file_name().unwrap().to_str().unwrap().split_once('-').unwrap();
+    let nanos = u64::from_str_radix(nanos, 16).unwrap();
+    let mut names = Vec::new();
+    for n in 1..=2_500 {
+        let name = format!("{:016x}-{rest}", nanos + n);
+        let id = name.split_once('.').unwrap().0;
+        let copy = path(root.path(), &format!("rejected/{name}"));
+        std::fs::create_dir(&copy).unwrap();
+        for file in ["meta.json", "body.bin", "response.json"] {
+            std::fs::copy(first.join(file), copy.join(file)).unwrap();
+        }
+        edit_meta(root.path(), &format!("rejected/{name}"), |meta| meta["id"] = id.into());
+        names.push(name);
+    }
+    std::fs::remove_dir_all(first).unwrap();
+    // All replies together have more.
+    let limits = Limits { memory: 8 * 1024 * 1024, ..Limits::default() };
+    let small = builder(root.path()).limits(limits).open().unwrap();
+    let items = small.quarantined().await.unwrap();
+    assert!(items.iter().all(|item| item.reply.as_ref().unwrap().body_start.len() == 4096));
+    assert_eq!(items.into_iter().map(|item| item.name).collect::<Vec<_>>(), names);
 }

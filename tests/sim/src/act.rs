@@ -73,7 +73,7 @@ impl Errand {
             }
             Does::Quarantined => {
                 let Process { store, exports, .. } = process;
-                exports.zddc_outbox_queue().call_quarantined(store).await?.map(|_| ())
+                exports.zddc_outbox_queue().call_quarantined(store, None, 100).await?.map(|_| ())
             }
             Does::Get(pick) => match self.pick(*pick, |_| true) {
                 Some(entry) => {
