@@ -4,7 +4,7 @@ use crate::cli::Cli;
 use crate::kit::{Base, builder, replay, root, send_on, tree};
 use crate::resources::{Resources, now};
 use crate::upstream::{Act, Upstream};
-use outbox_host::{Delivery, Outbox, Outcome};
+use outbox_host::{Delivery, Order, Outbox, Outcome};
 use std::path::Path;
 
 fn coalescing(root: &Path, server: &Upstream) -> Outbox {
@@ -153,4 +153,18 @@ async fn nothing_is_left_out_unless_somebody_asks_for_it() {
     }
     let (report, _) = replay(&outbox).await;
     assert_eq!((report.superseded, report.delivered, server.lines().len()), (0, 2, 2));
+}
+
+#[tokio::test]
+async fn in_strict_order_only_the_very_next_write_replaces_one() {
+    let (root, _, server) = doc();
+    let strict = || builder(root.path()).upstream(server.url()).order(Order::Strict);
+    let outbox = strict().coalesce(true).open().unwrap();
+    for (uri, body) in [("/data", "1"), ("/flag", "1"), ("/data", "2"), ("/data", "3")] {
+        send_on(&outbox, &Base::Nothing, "PUT", uri, body).await;
+    }
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.superseded, report.delivered, report.remaining), (1, 3, 0), "{deliveries:?}");
+    // Whoever sees the flag finds the data.
+    assert_eq!(server.lines(), ["PUT /data", "PUT /flag", "PUT /data"]);
 }
