@@ -42,7 +42,8 @@ impl Pass {
         true
     }
 
-    /// Notes durably that a write leaves, where somebody asks for it.
+    /// Notes durably that a write leaves, where somebody asks for it. A PUT leaves without the note, too: to send it
+    /// twice does no harm, and it frees space on a full disk.
     pub(super) fn mark(&self, entry: &mut Entry) -> Result<(), Failure> {
         let wanted = match entry.meta.method.as_str() {
             "POST" | "PATCH" => self.config.hold_ambiguous,
@@ -51,9 +52,10 @@ impl Pass {
         };
         if wanted && !entry.state.in_flight {
             entry.state.in_flight = true;
-            self.queue
-                .save_state_durably(entry.id, &entry.state)
-                .map_err(|error| Failure::Unreadable(guest::describe(&error)))?;
+            let noted = self.queue.save_state_durably(entry.id, &entry.state);
+            if entry.meta.method != "PUT" {
+                noted.map_err(|error| Failure::Unreadable(guest::describe(&error)))?;
+            }
         }
         Ok(())
     }

@@ -333,3 +333,22 @@ fn an_ext4_without_bytes_or_inodes_refuses_writes_and_delivers_what_it_has() {
         }
     });
 }
+
+#[test]
+fn what_is_to_replace_what_is_delivered_also_on_a_full_disk() {
+    in_namespace("what_is_to_replace_what_is_delivered_also_on_a_full_disk", || {
+        let disk = Disk::tmpfs(Scarce::Bytes);
+        let cli = Cli { root: TempDir::new_in(disk.at.path()).unwrap() };
+        let server = Upstream::start(answers);
+        for uri in ["/a", "/b", "/a"] {
+            cli.send(&["PUT", uri]);
+        }
+        disk.fill();
+        let url = server.url();
+        let ran = cli.run(["replay", "--json", "--upstream", &url, "--coalesce", "--concurrency", "1"]);
+        let report = parse(ran.stdout.lines().last().unwrap());
+        let counts = ["delivered", "superseded", "remaining"].map(|count| report[count].as_u64().unwrap());
+        // What cannot be handed over is not left out either.
+        assert_eq!((ran.code, counts), (0, [3, 0, 0]), "{ran:?}");
+    });
+}
