@@ -403,7 +403,10 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
                 Err(_) => return Err(Error::WrongPlace(format!("{name} cannot be read"))),
             };
             state.not_before = None;
-            state.in_flight = false;
+            // It is ambiguous no longer. That it may have been sent stays known.
+            if std::mem::take(&mut state.in_flight) {
+                state.attempts = state.attempts.max(1);
+            }
             queue.save_state(at.id, &state)
         }
         Place::Corrupt => Err(Error::WrongPlace(format!("{name} is corrupt; show it, mend or drop it"))),

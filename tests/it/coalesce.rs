@@ -128,20 +128,26 @@ async fn a_put_that_may_have_been_sent_is_not_left_out() {
 }
 
 #[tokio::test]
-async fn a_kill_while_a_put_is_under_way_counts_as_sent() {
-    let (_, resources, server) = doc();
-    let cli = Cli::new();
-    let base = ["--base-etag", "\"v1\""];
-    cli.send(&["PUT", "/doc", base[0], base[1]]);
-    server.script(|_| Act::Stall);
-    let daemon = cli.daemon(&server.url(), &["--coalesce"]);
-    server.wait_for(1).await;
-    daemon.signal(rustix::process::Signal::KILL);
-    daemon.end();
-    cli.send(&["PUT", "/doc", base[0], base[1]]);
-    server.script(resources.script());
-    let (code, _, report) = cli.replay(&server.url(), &["--coalesce"]);
-    assert_eq!((code, &report["superseded"], &report["delivered"]), (0, &0.into(), &2.into()), "{report}");
+async fn a_kill_while_a_put_is_under_way_counts_as_sent_also_after_a_retry() {
+    for retried in [false, true] {
+        let (_, resources, server) = doc();
+        let cli = Cli::new();
+        let base = ["--base-etag", "\"v1\""];
+        let id = cli.send(&["PUT", "/doc", base[0], base[1]]);
+        server.script(|_| Act::Stall);
+        let daemon = cli.daemon(&server.url(), &["--coalesce"]);
+        server.wait_for(1).await;
+        daemon.signal(rustix::process::Signal::KILL);
+        daemon.end();
+        if retried {
+            cli.ok(["retry", &id]);
+        }
+        cli.send(&["PUT", "/doc", base[0], base[1]]);
+        server.script(resources.script());
+        let (code, _, report) = cli.replay(&server.url(), &["--coalesce"]);
+        let counts = [&report["superseded"], &report["delivered"]];
+        assert_eq!((code, counts), (0, [&0.into(), &2.into()]), "{retried}: {report}");
+    }
 }
 
 #[tokio::test]
