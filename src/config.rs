@@ -44,7 +44,8 @@ pub struct Config {
     /// `OUTBOX_EXPECT_HEADER`: `Name: value` that every success must carry, as a proof that it is the upstream
     /// that answers and no captive portal.
     pub expect_header: Option<(String, String)>,
-    /// `OUTBOX_COALESCE`: `off` (the default) or `on`: a PUT that a later one of the same path supersedes is not sent.
+    /// `OUTBOX_COALESCE`: `off` (the default) or `on`: a PUT that a later one of the same path supersedes is not
+    /// sent. The original sends all.
     pub coalesce: bool,
     /// `OUTBOX_PROFILE`: `outbox` (the default) or `original`: as the Go original does, but for following
     /// redirects and letting a URI choose the host.
@@ -102,7 +103,8 @@ impl Config {
                 [("retry", false), ("hold", true)],
             )?,
             expect_header: var("OUTBOX_EXPECT_HEADER").map(expected_header).transpose()?,
-            coalesce: choice("OUTBOX_COALESCE", var("OUTBOX_COALESCE"), [("off", false), ("on", true)])?,
+            coalesce: choice("OUTBOX_COALESCE", var("OUTBOX_COALESCE"), [("off", false), ("on", true)])?
+                && !original,
             original,
             boot: var("OUTBOX_BOOT").map(Into::into),
             connect_timeout: millis("OUTBOX_CONNECT_TIMEOUT_MS", var("OUTBOX_CONNECT_TIMEOUT_MS"), 10_000)?,

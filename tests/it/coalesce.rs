@@ -4,7 +4,7 @@ use crate::cli::Cli;
 use crate::kit::{Base, builder, replay, root, send_on, tree};
 use crate::resources::{Resources, now};
 use crate::upstream::{Act, Upstream};
-use outbox_host::{Delivery, Order, Outbox, Outcome};
+use outbox_host::{Delivery, Order, Outbox, Outcome, Profile};
 use std::path::Path;
 
 fn coalescing(root: &Path, server: &Upstream) -> Outbox {
@@ -173,4 +173,16 @@ async fn in_strict_order_only_the_very_next_write_replaces_one() {
     assert_eq!((report.superseded, report.delivered, report.remaining), (1, 3, 0), "{deliveries:?}");
     // Whoever sees the flag finds the data.
     assert_eq!(server.lines(), ["PUT /data", "PUT /flag", "PUT /data"]);
+}
+
+#[tokio::test]
+async fn the_originals_profile_leaves_nothing_out() {
+    let (root, _, server) = doc();
+    let original = builder(root.path()).upstream(server.url()).profile(Profile::Original);
+    let outbox = original.coalesce(true).open().unwrap();
+    for body in ["one", "two"] {
+        send_on(&outbox, &Base::Nothing, "PUT", "/doc", body).await;
+    }
+    let (report, _) = replay(&outbox).await;
+    assert_eq!((report.superseded, report.delivered, server.lines().len()), (0, 2, 2));
 }
