@@ -44,6 +44,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(25 * 3600);
 /// with an outcome, is to be obeyed.
 const QUICK: u64 = 10_000_000;
 
+/// An entry that was made ready longer ago than this, in nanoseconds, is looked for again before it is sent: somebody may
+/// have dropped it. For one that was read just now, the look would cost more than it is worth.
+const FRESH: u64 = 10_000_000;
+
 /// How long the guest sleeps at most, in nanoseconds: a host that watches over it sees that it lives.
 const HEARTBEAT: u64 = 5_000_000_000;
 
@@ -83,6 +87,8 @@ struct Prepared {
     entry: Entry,
     turn: Turn,
     draft: Result<Draft, Failure>,
+    /// Monotonic, in nanoseconds.
+    at: u64,
 }
 
 struct Flight {
@@ -398,7 +404,7 @@ impl Pass {
             .map_err(|error| Failure::Unreadable(guest::describe(&error)))
             .and_then(|()| self.body(&entry))
             .and_then(|body| self.draft(&entry, body));
-        Prepared { entry, turn, draft }
+        Prepared { entry, turn, draft, at: monotonic_clock::now() }
     }
 
     fn body(&self, entry: &Entry) -> Result<Body, Failure> {
@@ -432,8 +438,12 @@ impl Pass {
     }
 
     fn launch(&mut self, next: Prepared) {
-        let Prepared { mut entry, turn, draft } = next;
+        let Prepared { mut entry, turn, draft, at } = next;
         let started = monotonic_clock::now();
+        if started.saturating_sub(at) > FRESH && self.queue.is_gone(entry.id) {
+            let settled = self.removed(&entry);
+            return self.close(Task { entry, turn, doing: Doing::Writing, started }, None, settled);
+        }
         if let Some(status) = entry.state.taken {
             let step = self.learn(&entry, status, None);
             return self.follow(Task { entry, turn, doing: Doing::Writing, started }, Some(status), step);

@@ -281,6 +281,12 @@ impl Pass {
         }
     }
 
+    /// Somebody else has taken it out of the queue before it was sent.
+    pub(super) fn removed(&mut self, entry: &Entry) -> Settled {
+        self.pass_on(entry);
+        Settled::gone(Outcome::Dropped, Some("it was removed from the queue meanwhile".into()))
+    }
+
     fn dropped(&mut self, entry: &Entry) -> Settled {
         self.pass_on(entry);
         self.remove(entry, Outcome::Dropped, Some("the configuration drops refused writes".into()))

@@ -523,3 +523,33 @@ async fn a_resource_that_is_forbidden_holds_back_itself_and_not_the_queue() {
         assert_eq!(replay(&outbox).await.0.remaining, 0);
     }
 }
+
+#[tokio::test]
+async fn what_is_dropped_while_another_is_under_way_is_not_sent_after_it() {
+    for concurrency in [1, 2] {
+        let (root, gate) = (root(), Gate::new());
+        let held = gate.clone();
+        let server = Upstream::start(move |seen| match seen.target.as_str() {
+            "/first" => Act::from(204),
+            _ => Act::ReplyAfter(held.clone(), Reply::new(204)),
+        });
+        let outbox = builder(root.path()).upstream(server.url()).concurrency(concurrency).open().unwrap();
+        send(&outbox, "PUT", "/first", "x").await;
+        for n in 0..concurrency {
+            send(&outbox, "PUT", &format!("/slow/{n}"), "x").await;
+        }
+        let dropped = send(&outbox, "PUT", "/dropped", "x").await;
+        let pass = {
+            let outbox = outbox.clone();
+            tokio::spawn(async move { replay(&outbox).await.0 })
+        };
+        server.wait_for(1 + concurrency).await;
+        outbox.drop_entry(&dropped).await.unwrap();
+        // Only what was made ready some time ago is looked at again.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        gate.open();
+        let report = pass.await.unwrap();
+        assert_eq!((report.delivered, report.remaining), (1 + concurrency as u64, 0), "{report:?}");
+        assert!(server.seen().iter().all(|seen| seen.target != "/dropped"), "{:?}", server.lines());
+    }
+}
