@@ -126,19 +126,23 @@ enum Look {
 }
 
 fn look(dir: &Dir) -> Look {
-    match dir.read(LEASE, MAX_FILE) {
-        Ok(json) => read(dir, &json),
+    look_at(dir, LEASE)
+}
+
+fn look_at(dir: &Dir, name: &str) -> Look {
+    match dir.read(name, MAX_FILE) {
+        Ok(json) => read(dir, name, &json),
         Err(fault) if fault.is_missing() => Look::Missing,
         Err(_) => Look::Unreadable,
     }
 }
 
 /// A file that is no record is being written, or was torn by a power failure: its time begins with its last change.
-fn read(dir: &Dir, json: &[u8]) -> Look {
+fn read(dir: &Dir, name: &str, json: &[u8]) -> Look {
     if let Ok(record) = serde_json::from_slice(json) {
         return Look::At(record);
     }
-    let Ok(stat) = dir.stat(LEASE) else { return Look::Missing };
+    let Ok(stat) = dir.stat(name) else { return Look::Missing };
     let changed = stat.data_modification_timestamp.map_or(Duration::ZERO, |at| {
         Duration::from_secs(at.seconds) + Duration::from_nanos(at.nanoseconds.into())
     });
@@ -181,9 +185,8 @@ fn move_away(dir: &Dir, owner: &str, seen: &Record) -> Result<()> {
         Err(fault) if fault.is_missing() => return Ok(()),
         Err(fault) => return Err(fault.into()),
     }
-    let moved = staging.read(&name, MAX_FILE).ok();
-    let moved: Option<Record> = moved.and_then(|json| serde_json::from_slice(&json).ok());
-    if moved.is_some_and(|moved| moved != *seen) {
+    // A fresh one may still be empty; what tells it from a torn one is its time.
+    if !matches!(look_at(&staging, &name), Look::At(moved) if moved == *seen) {
         // Where a third has taken it in between, the one who is put off by this finds out at his next look.
         let _ = staging.link(&name, dir, LEASE);
     }
