@@ -377,7 +377,7 @@ impl Pass {
             // The original passes over what it cannot read.
             (Unloadable::Damaged(_), _) if self.config.original => return,
             (Unloadable::Damaged(reason), _) => self.set_corrupt(id, reason),
-            (Unloadable::Newer(_) | Unloadable::Io(_), Some(reason)) => {
+            (Unloadable::Newer(_) | Unloadable::Denied(_) | Unloadable::Io(_), Some(reason)) => {
                 Settled::stays(Outcome::Deferred, reason)
             }
         };
@@ -414,6 +414,7 @@ impl Pass {
                 Ok(Body { file, len, digest: digest.map(Into::into) })
             }
             Err(Unloadable::Damaged(reason)) => Err(Failure::Damaged(reason)),
+            Err(Unloadable::Denied(why)) => Err(Failure::Unreadable(why)),
             Err(Unloadable::Io(error)) => Err(Failure::Unreadable(guest::describe(&error))),
             Err(Unloadable::Gone | Unloadable::InProgress | Unloadable::Newer(_)) => {
                 Err(Failure::Unreadable("body.bin cannot be opened".into()))

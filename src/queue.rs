@@ -396,6 +396,7 @@ fn state(dir: &Dir, name: &str) -> std::result::Result<State, Unloadable> {
 /// A fault in reading an entry's file: damage where trying again is pointless, else trouble of the machine.
 fn unreadable(fault: Fault) -> Unloadable {
     match fault.code {
+        ErrorCode::Access => Unloadable::Denied(format!("{}: {}", fault.doing, fault.code.name())),
         ErrorCode::Loop
         // How wasmtime says that what was to be read is a directory.
         | ErrorCode::BadDescriptor

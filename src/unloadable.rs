@@ -13,6 +13,8 @@ pub enum Unloadable {
     Newer(u32),
     /// It is damaged, for this reason.
     Damaged(String),
+    /// Reading it is not allowed, for this reason: until somebody sees to that, and not just now.
+    Denied(String),
     /// It could not be read now.
     Io(Error),
 }
@@ -24,7 +26,7 @@ impl Unloadable {
             Unloadable::Gone => return None,
             Unloadable::InProgress => "meta.json is missing".into(),
             Unloadable::Newer(format) => format!("it has format {format}, which a newer outbox wrote"),
-            Unloadable::Damaged(reason) => reason.clone(),
+            Unloadable::Damaged(reason) | Unloadable::Denied(reason) => reason.clone(),
             Unloadable::Io(error) => guest::describe(error),
         })
     }

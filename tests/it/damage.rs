@@ -1,5 +1,6 @@
 //! Damage on disk: a damaged entry harms only itself, is kept with the reason, and what is not ours is left alone.
 
+use crate::cli::{Cli, Ran, parse};
 use crate::kit::{edit_meta, json, open, path, replay, root, send, set_aside, tree};
 use crate::upstream::Upstream;
 use outbox_host::{Outbox, Outcome, Place};
@@ -290,4 +291,59 @@ async fn what_a_crash_left_in_staging_is_swept_after_an_hour() {
     assert_eq!(replay(&outbox).await.0.delivered, 1);
     assert!(left.iter().all(|dir| !dir.exists()));
     assert!(busy.iter().all(|dir| dir.exists()));
+}
+
+/// The binary without the right to read what its mode forbids; none where that cannot be had.
+#[cfg(unix)]
+fn unprivileged(cli: &Cli, args: &[&str]) -> Option<Ran> {
+    let binary = env!("CARGO_BIN_EXE_outbox");
+    // To root, no mode forbids anything.
+    let without = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
+    let first = if rustix::process::geteuid().is_root() { without.as_slice() } else { &[] };
+    let all: Vec<&str> = first.iter().chain(&[binary]).chain(args).copied().collect();
+    match cli.clean(all[0], &all[1..]).output() {
+        Ok(output) => Some(Ran::from(output)),
+        Err(error) => {
+            eprintln!("skipped: {}: {error}", all[0]);
+            None
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn what_may_not_be_read_is_reported_and_left_and_holds_back_nothing_else() {
+    use std::os::unix::fs::PermissionsExt;
+    let (cli, server) = (Cli::new(), Upstream::start(|_| 204));
+    let mut delivered = 0;
+    for denied in ["", "/meta.json", "/state.json", "/body.bin"] {
+        let id = cli.send(&["PUT", "/denied"]);
+        let file = path(cli.root.path(), &format!("{id}{denied}"));
+        if denied == "/state.json" {
+            fs::write(&file, "{}").unwrap();
+        }
+        let allow = |mode| fs::set_permissions(&file, PermissionsExt::from_mode(mode)).unwrap();
+        let usual = fs::metadata(&file).unwrap().permissions().mode();
+        cli.send(&["PUT", "/a"]);
+        cli.send(&["PUT", "/b"]);
+        allow(0);
+        let url = server.url();
+        let Some(ran) = unprivileged(&cli, &["replay", "--json", "--upstream", &url]) else { return };
+        let lines: Vec<_> = ran.stdout.lines().map(parse).collect();
+        let (report, said) = (lines.last().unwrap(), lines.iter().find(|line| line["id"] == *id).unwrap());
+        assert_eq!(
+            (ran.code, &report["delivered"], &report["remaining"]),
+            (3, &2.into(), &1.into()),
+            "{ran:?}"
+        );
+        let why = said["detail"].as_str().unwrap();
+        assert!(said["outcome"] == "deferred" && why.contains("cannot open"), "{denied}: {said}");
+        let listed = unprivileged(&cli, &["list"]).unwrap();
+        assert_eq!(listed.code, 0, "{denied}: {listed:?}");
+        // Where it was, and as it was.
+        allow(usual);
+        assert_eq!(cli.replay(&url, &[]).2["delivered"], 1, "{denied}");
+        delivered += 3;
+    }
+    assert_eq!(server.lines().len(), delivered);
 }
