@@ -4,7 +4,7 @@ use crate::cli::Cli;
 use crate::kit::{Base, edit_meta, json, open, path, replay, root, send_on, set_aside, tree};
 use crate::resources::{Names, Resources, now};
 use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
-use outbox_host::{Delivery, Outbox, Outcome, Refused};
+use outbox_host::{Delivery, Outbox, Outcome, Refused, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -99,6 +99,20 @@ async fn several_edits_on_one_version_are_delivered_over_passes_and_restarts_wit
         assert_eq!(resources.content("/doc").as_deref(), Some("three"));
         assert!(tree(root.path()).is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_copy_without_a_base_names_no_version_that_the_next_edit_may_replace() {
+    let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+    let outbox = open(root.path(), &server.url());
+    let headers = vec![("Destination".to_owned(), "/copy".to_owned())];
+    let copy = Write { headers, ..Write::new("COPY", "/doc") };
+    outbox.enqueue_write(copy, "".into()).await.unwrap();
+    edits(&outbox, &base, ["mine"]).await;
+    resources.write("/doc", "somebody's", now());
+    let (report, _) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.conflicts), (1, 1));
+    assert_eq!(resources.content("/doc").as_deref(), Some("somebody's"));
 }
 
 #[tokio::test]

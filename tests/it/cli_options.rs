@@ -66,14 +66,16 @@ fn a_certificate_authority_is_trusted_that_is_named() {
     let dir = kit::root();
     let authority = Authority::new();
     let file = authority.file(dir.path());
-    for (args, outcome) in [(&[][..], "deferred"), (&["--ca", file.to_str().unwrap()], "delivered")] {
-        let config = Arc::new(authority.config("127.0.0.1", |_| {}));
-        let server = Upstream::start_tls(config, |_| Act::from(204));
-        let (outcomes, report) = replayed(&server, &["/a"], args);
-        assert_eq!(outcomes[0]["outcome"], outcome, "{report}");
-        let why = (outcome == "deferred").then_some("the server's certificate is not trusted");
-        assert_eq!(outcomes[0]["detail"], json!(why));
-    }
+    let config = Arc::new(authority.config("127.0.0.1", |_| {}));
+    let server = Upstream::start_tls(config, |_| Act::from(204));
+    let (outcomes, report) = replayed(&server, &["/a"], &["--ca", file.to_str().unwrap()]);
+    assert_eq!(outcomes[0]["outcome"], "delivered", "{report}");
+    let cli = Cli::new();
+    cli.send(&["PUT", "/a"]);
+    let ran = cli.run(["replay", "--upstream", &server.url()]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(ran.stdout.contains("the server's certificate is not trusted"), "{ran:?}");
+    assert!(ran.stderr.contains("UnknownIssuer") && ran.stderr.contains("--ca"), "{ran:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Commands that look at what is on disk and act on single entries.
 
 use super::args::{Global, KeepArg, LimitArgs, NamesArgs, OutputArgs, ResolveArgs, ShowArgs, StatusArgs};
-use super::{ATTENTION, DONE, FAILED, code_of, existing, text};
+use super::{ATTENTION, DONE, FAILED, code_of, existing, say_aside, text};
 use bytes::Bytes;
 use outbox_host::{Counts, Error, Item, Keep, Outbox, Place};
 use serde_json::json;
@@ -255,7 +255,7 @@ fn say(name: &str, done: &str, result: Result<(), Error>, json: bool) -> io::Res
         Ok(()) if json => writeln!(io::stdout(), "{}", json!({ "name": name, "done": done })).map(|()| DONE),
         Ok(()) => writeln!(io::stdout(), "{name}: {done}").map(|()| DONE),
         Err(error) => {
-            eprintln!("error: {error}");
+            say_aside(format_args!("error: {error}"));
             Ok(FAILED)
         }
     }

@@ -108,9 +108,13 @@ fn code_of(counts: &Counts) -> u8 {
     }
 }
 
+/// Says something on stderr; where nobody reads that, the exit code says enough.
+fn say_aside(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 fn failed(error: &anyhow::Error) -> ExitCode {
-    // The exit code says it where nobody reads.
-    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    say_aside(format_args!("error: {error:#}"));
     match error.downcast_ref::<Error>() {
         Some(Error::Invalid { .. }) => ExitCode::from(USAGE),
         _ => ExitCode::from(FAILED),

@@ -2,7 +2,7 @@
 
 use super::args::{Global, ReplayArgs};
 use super::run::Stops;
-use super::{builder, code_of, text};
+use super::{builder, code_of, say_aside, text};
 use indicatif::{ProgressBar, ProgressStyle};
 use outbox_host::{Delivery, Error, Event, Outbox, Report};
 use std::io::{self, IsTerminal, Write};
@@ -28,7 +28,7 @@ pub async fn replay(global: &Global, args: ReplayArgs) -> anyhow::Result<u8> {
                 Ok(Event::Delivery(delivery)) => print(&delivery, json, bar.as_ref())?,
                 Ok(Event::Pass(_)) | Err(RecvError::Closed) => break,
                 Ok(_) => {}
-                Err(RecvError::Lagged(n)) => eprintln!("warning: {n} outcomes are not shown"),
+                Err(RecvError::Lagged(n)) => say_aside(format_args!("warning: {n} outcomes are not shown")),
             }
         }
         if let Some(bar) = bar {
@@ -65,7 +65,7 @@ async fn interruptible(outbox: &Outbox) -> Result<Report, Error> {
     }
     stops.insist();
     outbox.shutdown().await;
-    eprintln!("stopping; the request in flight may take up to 10 s");
+    say_aside("stopping; the request in flight may take up to 10 s");
     pass.await
 }
 
