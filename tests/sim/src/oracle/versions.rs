@@ -90,7 +90,7 @@ fn taken_for_ours(facts: &Facts<'_>, write: &Seen, replaced: &Change) -> bool {
 }
 
 /// An edit whose base was there when it was queued, and whose resource was since changed only by edits queued before
-/// it with the same base or with none, is no conflict.
+/// it with the same base or with none, or after it with the same base, is no conflict.
 pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
     let (ledger, peer) = (&facts.world.ledger, &facts.world.peer);
     let told =
@@ -124,7 +124,11 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
                 && (other.base == attempt.base || other.base == Base::None);
             // Of other methods, a lost reply is a conflict.
             let told = repeatable || !repeated(facts, write);
-            other.uri == attempt.uri && (itself || before) && told && !straggled(facts, write, change)
+            // Such a one is sent only once this one has durably left the queue, and this one never again.
+            let after = write.key.as_deref() > Some(id)
+                && other.begun > acknowledged
+                && other.base == attempt.base;
+            other.uri == attempt.uri && (itself || before || after) && told && !straggled(facts, write, change)
         };
         if since.clone().all(fine) && !cut_off(facts, attempt, id, refused) {
             let since: Vec<_> = since.map(|change| change.by).collect();
