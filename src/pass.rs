@@ -395,15 +395,12 @@ impl Pass {
             let _ = self.queue.save_state_durably(entry.id, &entry.state);
         }
         // It overwrites what an earlier edit made. Were that back in the queue after a power failure, its repeat would
-        // not find its own version, and be a conflict.
-        let settled = match entry.state.validator {
-            Some(_) => self.removals.settle(&self.queue),
-            None => Ok(()),
-        };
-        let draft = settled
-            .map_err(|error| Failure::Unreadable(guest::describe(&error)))
-            .and_then(|()| self.body(&entry))
-            .and_then(|body| self.draft(&entry, body));
+        // not find its own version, and be a conflict. What it inherits may be known in memory only, so it does not wait
+        // where that fails.
+        if entry.state.validator.is_some() {
+            let _ = self.removals.settle(&self.queue);
+        }
+        let draft = self.body(&entry).and_then(|body| self.draft(&entry, body));
         Prepared { entry, turn, draft, at: monotonic_clock::now() }
     }
 
