@@ -125,10 +125,12 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
             // Of other methods, a lost reply is a conflict.
             let told = repeatable || !repeated(facts, write);
             // Such a one is sent only once this one has durably left the queue, and this one never again.
-            let after = write.key.as_deref() > Some(id)
-                && other.begun > acknowledged
-                && other.base == attempt.base;
-            other.uri == attempt.uri && (itself || before || after) && told && !straggled(facts, write, change)
+            let after =
+                write.key.as_deref() > Some(id) && other.begun > acknowledged && other.base == attempt.base;
+            other.uri == attempt.uri
+                && (itself || before || after)
+                && told
+                && !straggled(facts, write, change)
         };
         if since.clone().all(fine) && !cut_off(facts, attempt, id, refused) {
             let since: Vec<_> = since.map(|change| change.by).collect();
