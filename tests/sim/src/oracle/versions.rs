@@ -114,6 +114,8 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
             continue;
         }
         let since = peer.changes.iter().filter(|c| c.path == about && c.at > attempt.begun && c.at < last);
+        let mut failures = ledger.failures.iter();
+        let unsynced = failures.any(|f| f.op == Op::Sync && f.on == ".zddc-outbox" && f.at < last);
         let fine = |change: &Change| {
             let Some(write) = change.by.and_then(|by| peer.seen.get(by)) else { return false };
             let Some(other) = facts.attempt(write) else { return false };
@@ -124,9 +126,12 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
                 && (other.base == attempt.base || other.base == Base::None);
             // Of other methods, a lost reply is a conflict.
             let told = repeatable || !repeated(facts, write);
-            // Such a one is sent only once this one has durably left the queue, and this one never again.
-            let after =
-                write.key.as_deref() > Some(id) && other.begun > acknowledged && other.base == attempt.base;
+            // Such a one is sent only once this one has durably left the queue, unless the disk refuses that, and this
+            // one never again.
+            let after = !unsynced
+                && write.key.as_deref() > Some(id)
+                && other.begun > acknowledged
+                && other.base == attempt.base;
             other.uri == attempt.uri
                 && (itself || before || after)
                 && told
