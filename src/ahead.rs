@@ -269,12 +269,13 @@ impl Ahead {
     }
 
     /// A later entry that makes this PUT superfluous: a PUT or DELETE of the very same path and query that is
-    /// based on no other version, with nothing in between that concerns the resource.
+    /// based on no other version, with nothing in between that concerns what this one does.
     pub fn superseder(
         &mut self,
         queue: &Queue,
         upstream: &Upstream,
         of: &Entry,
+        concerns: Vec<Key>,
         busy: impl Fn(EntryId) -> bool,
     ) -> (Option<&mut Entry>, u64) {
         let added = self.refresh(queue, |id| id == of.id || busy(id));
@@ -284,7 +285,7 @@ impl Ahead {
         }
         let link = Link::of(of);
         let mut keys = Keys::default();
-        keys.insert(Key::of(&of.meta.raw_uri), 0);
+        concerns.into_iter().for_each(|key| keys.insert(key, 0));
         let mut later = self.entries.range_mut(of.id..).filter(|(id, _)| **id > of.id);
         let next = later.find(|(_, entry)| upstream.keys(&entry.meta).iter().any(|key| keys.related(key)));
         let next = next.map(|(_, entry)| entry).filter(|next| {

@@ -5,7 +5,6 @@ use super::settle::{Settled, is_busy};
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
 use crate::failure::Failure;
 use crate::guest;
-use crate::layout::{self, Name};
 use crate::precondition::Validator;
 use crate::queue::Entry;
 
@@ -68,22 +67,12 @@ impl Pass {
             return None;
         }
         self.list().ok()?;
-        let Pass { config, ahead, queue, upstream, report, flights, next, .. } = self;
-        let (next, added) =
-            ahead.as_mut()?.superseder(queue, upstream, entry, |id| is_busy(flights, next, id));
+        let keys = self.keys(&entry.meta);
+        let Pass { ahead, queue, upstream, report, flights, next, .. } = self;
+        let busy = |id| is_busy(flights, next, id);
+        let (next, added) = ahead.as_mut()?.superseder(queue, upstream, entry, keys, busy);
         report.remaining += added;
         let next = next?;
-        if config.strict_order {
-            // The whole queue is one line: nothing may come in between, whatever it concerns.
-            let (after, before) = (entry.id, next.id);
-            let between =
-                |name: &str| matches!(layout::parse(name), Name::Pending(id) if after < id && id < before);
-            let mut apart = false;
-            queue.names(|name, _| apart |= between(name)).ok()?;
-            if apart {
-                return None;
-            }
-        }
         next.state.validator = Some(Validator::from_base(&entry.base()));
         queue.save_state_durably(next.id, &next.state).ok()?;
         let detail = format!("{} replaces it", next.id);
