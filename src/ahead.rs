@@ -1,5 +1,5 @@
 //! Pending entries in queue order, read some way ahead of what is sent: a delivered edit must find the next one
-//! of its resource before it is removed ([`crate::chain`]). Further ahead than `WINDOW`, memory and the first
+//! of its resource before it is removed ([`crate::chain`]). Further ahead than `WINDOW` or `WEIGHT`, memory and the first
 //! reply's handling would grow with the queue; there, the chain rests on what this process remembers, and if it
 //! dies in the wrong moment, there is a conflict, which is kept. The same holds for what waits for its time,
 //! where that is more than twice as much, and for what is queued while a queue that is slow to list (`CHEAP`)
@@ -58,20 +58,25 @@ pub struct Ahead {
     unreadable: bool,
     /// The last that was given out by [`Ahead::next`].
     offered: Option<EntryId>,
-    /// It had its turn before the queue was listed.
-    skipped: Option<EntryId>,
-    /// Found after one that had been queued later had its turn.
-    overtaken: Vec<(EntryId, Meta)>,
+    /// Given out, and neither back nor gone: in flight, or tried in vain.
+    handed: BTreeSet<EntryId>,
+    /// Found after one that had been queued later had its turn; without what it is where it cannot be read.
+    overtaken: Vec<(EntryId, Option<Meta>)>,
+    /// There was some.
+    overtook: bool,
     /// The greatest that was listed.
     newest: Option<EntryId>,
-    /// The greatest that is known to have been given out.
+    /// The greatest that is known to have been given out to a writer.
     latest: Option<EntryId>,
+    /// The same when the queue was last listed.
+    listed_after: Option<EntryId>,
     /// The last ids given out, one a writer.
     noted: Vec<EntryId>,
+    /// The first that is for the next pass, with all after it.
+    late: Option<EntryId>,
     opened_at: u64,
     listed_at: u64,
     listing_took: u64,
-    late: bool,
 }
 
 impl Ahead {
@@ -83,21 +88,23 @@ impl Ahead {
         Ok(Ahead {
             newest: unread.back().copied(),
             latest: unread.back().copied(),
+            listed_after: unread.back().copied(),
             noted: Vec::new(),
+            late: None,
             unread,
             read: VecDeque::new(),
             entries: BTreeMap::new(),
             weight: 0,
             offered: None,
-            skipped: None,
+            handed: BTreeSet::new(),
             overtaken: Vec::new(),
+            overtook: false,
             chained: BTreeMap::new(),
             forgotten: false,
             unreadable: false,
             opened_at,
             listed_at,
             listing_took: listed_at.saturating_sub(opened_at),
-            late: false,
         })
     }
 
@@ -109,7 +116,19 @@ impl Ahead {
     /// Leaves out an entry that had its turn before the queue was listed.
     pub fn skip(&mut self, id: EntryId) {
         self.unread.retain(|unread| *unread != id);
-        self.skipped = Some(id);
+        self.handed.insert(id);
+    }
+
+    /// An entry that was given out has left the queue.
+    pub fn gone(&mut self, id: EntryId) {
+        self.handed.remove(&id);
+    }
+
+    fn hand(&mut self, id: EntryId) {
+        match self.handed.len() < 2 * WINDOW {
+            true => _ = self.handed.insert(id),
+            false => self.forgotten = true,
+        }
     }
 
     /// The next entry in queue order.
@@ -120,7 +139,10 @@ impl Ahead {
         let (id, unloadable) = self.read.pop_front()?;
         self.offered = self.offered.max(Some(id));
         match (unloadable, self.take(id)) {
-            (Some(unloadable), _) => Some((id, Err(unloadable))),
+            (Some(unloadable), _) => {
+                self.hand(id);
+                Some((id, Err(unloadable)))
+            }
             (None, Some(entry)) => Some((id, Ok(entry))),
             (None, None) => Some((id, Err(Unloadable::Gone))),
         }
@@ -133,6 +155,7 @@ impl Ahead {
             self.chained.entry(resource).or_default().insert(entry.id);
         }
         self.weight += entry.meta.weight();
+        self.handed.remove(&entry.id);
         self.entries.insert(entry.id, entry);
     }
 
@@ -153,6 +176,7 @@ impl Ahead {
     /// Takes such an entry.
     pub fn take(&mut self, id: EntryId) -> Option<Entry> {
         let entry = self.entries.remove(&id)?;
+        self.hand(id);
         self.weight = self.weight.saturating_sub(entry.meta.weight());
         let resource = Resource::of(&entry.meta.raw_uri);
         if let Some(ids) = self.chained.get_mut(&resource) {
@@ -166,17 +190,12 @@ impl Ahead {
 
     /// The edits of the same resource that are to get the name of what this one makes: the next one that continues
     /// it, of each base, and those that have inherited a version which is gone with this write. What was queued
-    /// meanwhile is looked at too; how many entries that adds is returned beside. `busy` says what is in flight.
-    pub fn successors(
-        &mut self,
-        queue: &Queue,
-        of: &Entry,
-        busy: impl Fn(EntryId) -> bool,
-    ) -> (Vec<EntryId>, u64) {
-        let mut added = self.refresh(queue, |id| id == of.id || busy(id));
+    /// meanwhile is looked at too; how many entries that adds is returned beside.
+    pub fn successors(&mut self, queue: &Queue, of: &Entry) -> (Vec<EntryId>, u64) {
+        let mut added = self.refresh(queue);
         self.read_on(queue);
         let mut next = self.continuing(of);
-        if next.is_empty() && self.refresh_by_notes(queue, of, busy, &mut added) {
+        if next.is_empty() && self.refresh_by_notes(queue, of, &mut added) {
             next = self.continuing(of);
         }
         (next, added)
@@ -204,16 +223,10 @@ impl Ahead {
 
     /// Looks for what was published after the queue had been listed although its id is smaller than another's that was
     /// listed: its writer was slower. Whether there is any.
-    fn refresh_by_notes(
-        &mut self,
-        queue: &Queue,
-        of: &Entry,
-        busy: impl Fn(EntryId) -> bool,
-        added: &mut u64,
-    ) -> bool {
+    fn refresh_by_notes(&mut self, queue: &Queue, of: &Entry, added: &mut u64) -> bool {
         let mut found = false;
         for id in std::mem::take(&mut self.noted) {
-            if id > of.id && Some(id) <= self.newest && !self.knows(id, &busy) {
+            if id > of.id && Some(id) <= self.newest && !self.knows(id) {
                 *added += self.catch_up(queue, id);
                 found = true;
             }
@@ -222,21 +235,21 @@ impl Ahead {
         found
     }
 
-    /// Whether one that was listed is accounted for.
-    fn knows(&self, id: EntryId, busy: impl Fn(EntryId) -> bool) -> bool {
+    /// Whether one that was listed has its place: it waits to be read or sent, was given out, or is for the next pass.
+    fn knows(&self, id: EntryId) -> bool {
         self.entries.contains_key(&id)
+            || self.handed.contains(&id)
             || self.unread.binary_search(&id).is_ok()
             || self.read.binary_search_by_key(&id, |(id, _)| *id).is_ok()
-            || self.skipped == Some(id)
             || self.forgotten && Some(id) <= self.offered
-            || busy(id)
+            || self.late.is_some_and(|late| id >= late)
     }
 
-    /// Takes in one that appeared among those that were listed. If none of those after it had its turn, it gets its own in
-    /// this pass: one more to be sent.
+    /// Takes in one that appeared among those that were listed: one more that waits. If none of those after it had its turn,
+    /// it gets its own in this pass.
     fn catch_up(&mut self, queue: &Queue, id: EntryId) -> u64 {
         match queue.load(id) {
-            Err(Unloadable::Gone) => 0,
+            Err(Unloadable::Gone | Unloadable::InProgress) => 0,
             loaded if Some(id) > self.offered => {
                 let place = self.read.partition_point(|(read, _)| *read < id);
                 if place < self.read.len() {
@@ -249,17 +262,24 @@ impl Ahead {
                 1
             }
             Ok(entry) => {
-                self.overtaken.push((id, entry.meta.clone()));
+                self.overtaken.push((id, Some(entry.meta.clone())));
+                self.overtook = true;
                 self.leave(entry);
-                0
+                1
             }
-            Err(_) => 0,
+            loaded => {
+                self.overtaken.push((id, None));
+                self.overtook = true;
+                self.keep(loaded);
+                self.hand(id);
+                1
+            }
         }
     }
 
     /// What has been found since this was last asked although something queued later had its turn. The next pass sends it,
-    /// but it may inherit in this one.
-    pub fn overtaken(&mut self) -> Vec<(EntryId, Meta)> {
+    /// but it may inherit in this one. None for what it is where it cannot be read.
+    pub fn overtaken(&mut self) -> Vec<(EntryId, Option<Meta>)> {
         std::mem::take(&mut self.overtaken)
     }
 
@@ -276,23 +296,25 @@ impl Ahead {
         upstream: &Upstream,
         of: &Entry,
         concerns: Vec<Key>,
-        busy: impl Fn(EntryId) -> bool,
     ) -> (Option<&mut Entry>, u64) {
-        let added = self.refresh(queue, |id| id == of.id || busy(id));
+        let added = self.refresh(queue);
         self.read_on(queue);
-        if self.forgotten {
+        // What is not known may concern it.
+        if self.forgotten || self.unreadable {
             return (None, added);
         }
+        let unread = self.unread.front().copied();
         let link = Link::of(of);
         let mut keys = Keys::default();
-        concerns.into_iter().for_each(|key| keys.insert(key, 0));
+        concerns.into_iter().for_each(|key| _ = keys.insert(key, 0));
         let mut later = self.entries.range_mut(of.id..).filter(|(id, _)| **id > of.id);
         let next = later.find(|(_, entry)| upstream.keys(&entry.meta).iter().any(|key| keys.related(key)));
         let next = next.map(|(_, entry)| entry).filter(|next| {
             let whole = matches!(next.meta.method.as_str(), "PUT" | "DELETE");
             let undone = next.meta.method == "DELETE" && of.base() == Base::Absent;
-            let based = next.base() == Base::Any || link.continues(next);
-            whole && !undone && based && next.meta.raw_uri == of.meta.raw_uri
+            let based = Base::of(&next.meta) == Base::Any || link.continues(next);
+            let known = unread.is_none_or(|unread| next.id < unread);
+            known && whole && !undone && based && next.meta.raw_uri == of.meta.raw_uri
         });
         (next, added)
     }
@@ -323,9 +345,8 @@ impl Ahead {
         }
     }
 
-    /// Looks for what was queued or put back meanwhile; how much of it is to be sent in this pass. What is `busy` is not
-    /// read again.
-    fn refresh(&mut self, queue: &Queue, busy: impl Fn(EntryId) -> bool) -> u64 {
+    /// Looks for what was queued or put back meanwhile; how much of it there is.
+    fn refresh(&mut self, queue: &Queue) -> u64 {
         let now = monotonic_clock::now();
         if self.listing_took <= CHEAP {
             self.noted = enqueue::noted(&enqueue::notes(queue).unwrap_or_default()).collect();
@@ -333,32 +354,34 @@ impl Ahead {
         }
         let pause = self.listing_took.saturating_mul(LISTING_SHARE).max(LISTING_PAUSE);
         let due = self.listed_at.saturating_add(pause);
-        if now < due && self.latest <= self.newest {
+        if now < due && self.latest <= self.listed_after {
             return 0;
         }
+        // What was given out before and is not there is gone, or still being written: then it is found when that is due.
+        self.listed_after = self.latest;
         // What cannot be listed now is left to the next pass.
         let mut listed = queue.ids().unwrap_or_default();
-        if listed.iter().any(|id| Some(*id) > self.newest || !self.knows(*id, &busy)) {
+        if listed.iter().any(|id| Some(*id) > self.newest || !self.knows(*id)) {
             listed = listing::complete(queue, listed).unwrap_or_default();
         }
         let count = listed.partition_point(|id| Some(*id) <= self.newest);
         let fresh = listed.split_off(count);
         let mut added = 0;
         for id in listed {
-            if !self.knows(id, &busy) {
+            if !self.knows(id) {
                 added += self.catch_up(queue, id);
             }
         }
         self.newest = fresh.last().copied().or(self.newest);
         self.latest = self.latest.max(self.newest);
+        self.listed_after = self.listed_after.max(self.newest);
         self.listed_at = monotonic_clock::now();
         self.listing_took = self.listed_at.saturating_sub(now);
-        if now.saturating_sub(self.opened_at) <= OPEN_FOR {
-            added += fresh.len() as u64;
+        added += fresh.len() as u64;
+        if self.late.is_none() && now.saturating_sub(self.opened_at) <= OPEN_FOR {
             self.unread.extend(fresh);
-        } else if !fresh.is_empty() {
-            added += fresh.len() as u64;
-            self.late = true;
+        } else {
+            self.late = self.late.or(fresh.first().copied());
             for entry in fresh.into_iter().filter_map(|id| queue.load(id).ok()) {
                 self.leave(entry);
             }
@@ -378,6 +401,6 @@ impl Ahead {
 
     /// Whether something was queued that the next pass is to send.
     pub fn has_late(&self) -> bool {
-        self.late
+        self.late.is_some() || self.overtook
     }
 }

@@ -11,6 +11,7 @@ use crate::layout::OUTBOX_DIR;
 use crate::queue::Queue;
 use percent_encoding::percent_decode_str;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 /// The names from ROOT to the cached file; none where a path has no place.
@@ -27,17 +28,24 @@ pub fn place(raw_uri: &str) -> Option<Vec<String>> {
     (!reserved && names.iter().all(|name| name != "..")).then_some(names)
 }
 
-/// How often the queue is looked through for later writes, at most.
+/// How often the queue is looked through for later writes, at most; and for how much of the time.
 const REFRESH: Duration = Duration::from_secs(1);
+const SHARE: u32 = 50;
+
+/// Places whose last write is known at most, some 50 bytes each. Of what waits further back in the queue, a cached file
+/// may be removed too early, as the original does.
+const MOST: usize = 65_536;
 
 /// Removes stale files in the course of one pass.
 #[derive(Default)]
 pub struct Cached {
-    /// The last known write to each place, and when the queue was looked through for them. Filled only when
-    /// the first cached file shows up: most roots have none.
-    last_writes: HashMap<Vec<String>, EntryId>,
+    hasher: RandomState,
+    /// The last known write to each place, by its hash. Filled only when the first cached file shows up: most roots have
+    /// none.
+    last_writes: HashMap<u64, EntryId>,
     seen: Option<EntryId>,
-    refreshed: Option<Instant>,
+    /// When the queue is looked through for them again.
+    due: Option<Instant>,
 }
 
 impl Cached {
@@ -63,26 +71,33 @@ impl Cached {
     }
 
     fn later_write_waits(&mut self, queue: &Queue, id: EntryId, names: &[String]) -> bool {
-        if self.refreshed.is_none_or(|at| at.elapsed() >= REFRESH) {
+        if self.due.is_none_or(|due| Instant::now() >= due) {
             self.refresh(queue);
         }
-        match self.last_writes.get(names) {
+        match self.last_writes.get(&self.hasher.hash_one(names)) {
             Some(last) if *last > id => queue.dir.stat(&last.to_string()).is_ok(),
             _ => false,
         }
     }
 
     fn refresh(&mut self, queue: &Queue) {
-        self.refreshed = Some(Instant::now());
-        for id in queue.ids().unwrap_or_default() {
-            if self.seen.is_some_and(|seen| id <= seen) {
+        let started = Instant::now();
+        let ids = queue.ids().unwrap_or_default();
+        self.last_writes.retain(|_, last| ids.binary_search(last).is_ok());
+        for later in ids {
+            if self.seen.is_some_and(|seen| later <= seen) {
                 continue;
             }
-            self.seen = Some(id);
-            if let Some(names) = queue.load(id).ok().and_then(|entry| place(&entry.meta.raw_uri)) {
-                self.last_writes.insert(names, id);
+            if self.last_writes.len() >= MOST {
+                break;
+            }
+            self.seen = Some(later);
+            if let Some(names) = queue.load(later).ok().and_then(|entry| place(&entry.meta.raw_uri)) {
+                self.last_writes.insert(self.hasher.hash_one(names.as_slice()), later);
             }
         }
+        let took = started.elapsed();
+        self.due = Some(Instant::now() + REFRESH.max(took.saturating_mul(SHARE)));
     }
 }
 

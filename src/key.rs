@@ -4,7 +4,7 @@
 
 use percent_encoding::percent_decode_str;
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 /// A path, decoded and without empty and dot segments, so that spellings that a server may take for one
@@ -69,11 +69,12 @@ struct Held {
 }
 
 impl Keys {
-    /// Adds a key.
-    pub fn insert(&mut self, key: Key, number: u64) {
+    /// Adds a key; whether there was none like it.
+    pub fn insert(&mut self, key: Key, number: u64) -> bool {
         let held = self.0.entry(key).or_insert(Held { count: 0, first: number });
         held.count += 1;
         held.first = held.first.min(number);
+        held.count == 1
     }
 
     /// Takes one of this key out.
@@ -129,9 +130,73 @@ impl Keys {
     }
 }
 
+/// Keys by their hashes: quicker than [`Keys`], but some that are not related may, very rarely, be taken for such.
+#[derive(Debug, Default)]
+pub struct HashedKeys {
+    keys: BTreeSet<u64>,
+    above: BTreeSet<u64>,
+}
+
+impl HashedKeys {
+    /// So many keys above others are known; with more, everything is taken for related.
+    const MOST: usize = 65_536;
+
+    /// Adds a key.
+    pub fn insert(&mut self, key: &Key) {
+        if self.above.len() >= Self::MOST {
+            self.keys.extend(hashes(&Key::everything()));
+        }
+        let mut last = None;
+        for hash in hashes(key) {
+            self.above.extend(last.replace(hash));
+        }
+        self.keys.extend(last);
+    }
+
+    /// Whether a key in here equals `key`, or is above or below it.
+    pub fn related(&self, key: &Key) -> bool {
+        if self.keys.is_empty() {
+            return false;
+        }
+        let mut last = None;
+        for hash in hashes(key) {
+            if self.keys.contains(&hash) {
+                return true;
+            }
+            last = Some(hash);
+        }
+        last.is_some_and(|hash| self.above.contains(&hash))
+    }
+}
+
+/// The hashes (FNV-1a) of the keys above this one, from the top, and of itself.
+fn hashes(key: &Key) -> impl Iterator<Item = u64> {
+    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let within = key.0.iter().scan(BASIS, |hash, byte| {
+        *hash = (*hash ^ u64::from(*byte)).wrapping_mul(PRIME);
+        Some((*byte == b'/').then_some(*hash))
+    });
+    std::iter::once(BASIS).chain(within.flatten())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hashed_keys_are_related_as_keys_are() {
+        let paths = ["/", "/a", "/a/b", "/a/b/c", "/ab", "/a/bc", "/b", "/b/a", "/b/a/c"];
+        for one in paths {
+            let (mut keys, mut hashed) = (Keys::default(), HashedKeys::default());
+            keys.insert(Key::of(one), 1);
+            hashed.insert(&Key::of(one));
+            for other in paths {
+                assert_eq!(hashed.related(&Key::of(other)), keys.related(&Key::of(other)), "{one} {other}");
+            }
+        }
+        assert!(!HashedKeys::default().related(&Key::everything()));
+    }
 
     #[test]
     fn spellings_of_one_path_are_one_key() {

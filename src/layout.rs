@@ -9,6 +9,8 @@
 //!   rejected/<id>.<ts>/        refused for good by the server, with response.json
 //!   corrupt/<id>.<ts>/         damaged, with reason.txt
 //!   .staging/<anything>/       invisible: being written (swept when old), or out of the queue
+//!   .lock                      held by the host that replays; no matter of the component's
+//!   .wake                      touched to wake that host; nor is this
 //!   .lease                     who replays, and until when, where there is no lock
 //!   .newest                    the last ids given out, one a writer, so that all give out greater ones
 //! ```

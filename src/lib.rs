@@ -11,11 +11,13 @@
 //! | [`id`], [`meta`], [`state`] | an entry's name, what to send, what happened so far |
 //! | [`request`] | what may be queued |
 //! | [`dir`] | files and directories over `wasi:filesystem` |
-//! | [`queue`], [`enqueue`], [`staged`], [`quarantine`], [`response`], [`verify`] | the queue on disk and what is done to it |
+//! | [`queue`], [`listing`], [`unloadable`], [`quarantine`], [`response`], [`verify`] | the queue on disk and what is done to it |
+//! | [`enqueue`], [`batch`], [`staged`] | queueing one, several at once, and with half of the work done ahead |
 //! | [`limits`], [`lease`] | how much may be kept; who may replay where there is no lock |
-//! | [`upstream`], [`headers`], [`exchange`] | where requests go; what they say; one request and its reply |
+//! | [`upstream`], [`headers`], [`exchange`], [`failure`] | where requests go; what they say; one request and its reply, or why there is none |
+//! | [`precondition`], [`chain`] | which version a write is based on; several edits of one resource |
 //! | [`outcome`], [`backoff`] | what a reply means; when to try again |
-//! | [`key`], [`schedule`], [`pass`], [`removal`] | which entry waits for which; the replay; taking out what was delivered |
+//! | [`key`], [`schedule`], [`ahead`], [`pass`], [`removal`] | which entry waits for which; what is read ahead; the replay; taking out what was delivered |
 //! | [`cached`] | the locally cached file that a delivery makes stale |
 //! | [`config`], [`command`] | the environment; the command line for stock hosts |
 //!

@@ -9,8 +9,10 @@ use crate::queue::{Queue, age};
 use std::time::Duration;
 use wasi::clocks::wall_clock::Datetime;
 
-/// A file system's time may stand still for so long: of two changes in that time, the second may not show.
+/// A file system's time may stand still for so long: of two changes in that time, the second may not show. Where times
+/// have whole seconds, as on FAT, it does for two.
 const TICK: Duration = Duration::from_millis(50);
+const COARSE_TICK: Duration = Duration::from_secs(2);
 
 /// Listings after which what was seen must do: each further one is due to somebody who queued or put back something
 /// meanwhile, whose id had been given out before.
@@ -18,7 +20,8 @@ const ROUNDS: usize = 10;
 
 /// Lists them.
 pub fn ids(queue: &Queue) -> Result<Vec<EntryId>> {
-    let before = changed(queue).filter(|at| age(Some(*at)).is_some_and(|age| age >= TICK));
+    let tick = |at: &Datetime| if at.nanoseconds == 0 { COARSE_TICK } else { TICK };
+    let before = changed(queue).filter(|at| age(Some(*at)).is_some_and(|age| age >= tick(at)));
     let seen = queue.ids()?;
     match before.is_some_and(|before| changed(queue).is_some_and(|after| same(before, after))) {
         // Nothing came or went.

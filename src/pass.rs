@@ -30,6 +30,7 @@ use crate::unloadable::Unloadable;
 use crate::upstream::Upstream;
 use crate::{Result, backoff, chain, guest, headers};
 use settle::{Doing, Settled};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -208,6 +209,7 @@ impl Pass {
 
     /// Starts what may be started.
     fn fill(&mut self) -> Result<()> {
+        self.hold_for_overtaken();
         loop {
             let limit = if self.answered { self.config.concurrency } else { 1 };
             if self.must_stop() || self.flights.len() >= limit {
@@ -224,8 +226,8 @@ impl Pass {
         }
     }
 
-    /// Starts the entry that is ready already, if the last request, which was started then, was answered soon. It concerns another resource than the one whose reply has just come, or it
-    /// would not be ready.
+    /// Starts the entry that is ready already, if the last request, which was started then, was answered soon. It concerns
+    /// another resource than the one whose reply has just come, or it would not be ready.
     fn go_on(&mut self, started: u64) {
         let quick = monotonic_clock::now().saturating_sub(started) < QUICK;
         let may = quick && !self.must_stop() && self.lease.as_ref().is_none_or(|lease| lease.keep().is_ok());
@@ -287,7 +289,12 @@ impl Pass {
     fn hold_for_overtaken(&mut self) {
         let overtaken = self.ahead.as_mut().map(Ahead::overtaken).unwrap_or_default();
         for (id, meta) in overtaken {
-            self.schedule.stick_late(self.keys(&meta), |waiting| *waiting > id);
+            let keys = meta.map_or_else(|| vec![Key::everything()], |meta| self.keys(&meta));
+            if let Some(next) = self.next.take_if(|next| next.entry.id > id && next.turn.is_related(&keys)) {
+                self.schedule.finished(next.turn, true);
+                self.leave(next.entry);
+            }
+            self.schedule.stick_late(keys, |waiting| *waiting > id);
         }
     }
 
@@ -339,6 +346,14 @@ impl Pass {
         }
     }
 
+    /// An entry has left the queue.
+    fn left(&mut self, id: EntryId) {
+        self.report.remaining = self.report.remaining.saturating_sub(1);
+        if let Some(ahead) = &mut self.ahead {
+            ahead.gone(id);
+        }
+    }
+
     /// Leaves an entry for a later pass. It may still inherit in this one.
     fn leave(&mut self, entry: Entry) {
         if let Some(ahead) = &mut self.ahead {
@@ -351,6 +366,14 @@ impl Pass {
         match self.config.strict_order || self.config.original {
             true => vec![Key::everything()],
             false => self.upstream.keys(meta),
+        }
+    }
+
+    /// What an entry concerns, whatever the order.
+    fn concerns<'t>(&self, turn: &'t Turn, meta: &Meta) -> Cow<'t, [Key]> {
+        match self.config.strict_order {
+            true => self.upstream.keys(meta).into(),
+            false => turn.keys().into(),
         }
     }
 
@@ -370,10 +393,7 @@ impl Pass {
 
     fn unloadable(&mut self, id: EntryId, why: Unloadable) {
         let settled = match (&why, why.reason()) {
-            (Unloadable::Gone | Unloadable::InProgress, _) | (_, None) => {
-                self.report.remaining = self.report.remaining.saturating_sub(1);
-                return;
-            }
+            (Unloadable::Gone | Unloadable::InProgress, _) | (_, None) => return self.left(id),
             // The original passes over what it cannot read.
             (Unloadable::Damaged(_), _) if self.config.original => return,
             (Unloadable::Damaged(reason), _) => self.set_corrupt(id, reason),
@@ -394,11 +414,10 @@ impl Pass {
             // Without it on disk, a crash makes a conflict of it at worst.
             let _ = self.queue.save_state_durably(entry.id, &entry.state);
         }
-        // It overwrites what an earlier edit made. Were that back in the queue after a power failure, its repeat would
-        // not find its own version, and be a conflict. What it inherits may be known in memory only, so it does not wait
-        // where that fails.
-        if entry.state.validator.is_some() {
-            let _ = self.removals.settle(&self.queue);
+        // What it inherits may be known in memory only, so it does not wait where that fails.
+        if !self.config.original {
+            let keys = self.concerns(&turn, &entry.meta);
+            let _ = self.removals.settle_before(&self.queue, &keys);
         }
         let draft = self.body(&entry).and_then(|body| self.draft(&entry, body));
         Prepared { entry, turn, draft, at: monotonic_clock::now() }

@@ -440,7 +440,7 @@ pub fn drop_entry(queue: &Queue, name: &str) -> Result<()> {
     {
         // The edit that would have followed this one follows the one before it now.
         let mut ahead = Ahead::list(queue)?;
-        for id in ahead.successors(queue, &entry, |_| false).0 {
+        for id in ahead.successors(queue, &entry).0 {
             let Some(next) = ahead.entry(id) else { continue };
             next.state.validator = Some(validator.clone());
             queue.save_state_durably(next.id, &next.state)?;

@@ -1,9 +1,12 @@
 //! Removing delivered entries. An entry leaves the queue by a rename, which is made durable together with others:
 //! after a tenth of a second, on a slow disk after a second, and at the end of the pass. A power failure in between
-//! repeats at most the deliveries of that time, with the same Idempotency-Key. Its files are deleted after that.
+//! repeats at most the deliveries of that time, with the same Idempotency-Key. Its files are deleted after that. A write
+//! that concerns the same resource is sent only after that: the repeat would come after it, and undo what it did, or not
+//! find the version that it was based on.
 
 use crate::Result;
 use crate::id::EntryId;
+use crate::key::{HashedKeys, Key};
 use crate::queue::Queue;
 use std::collections::VecDeque;
 use wasi::clocks::monotonic_clock;
@@ -28,6 +31,8 @@ pub struct Removals {
     durable: usize,
     /// Monotonic: when the others must be. None when there are none.
     due: Option<u64>,
+    /// What the others concern.
+    keys: HashedKeys,
     /// How long the last sync took, in nanoseconds.
     sync_took: u64,
 }
@@ -49,6 +54,21 @@ impl Removals {
         let wait = self.sync_took.saturating_mul(SYNC_SHARE).clamp(SYNC_SOONEST, SYNC_LATEST);
         self.due.get_or_insert_with(|| monotonic_clock::now().saturating_add(wait));
         Ok(())
+    }
+
+    /// Notes what an entry concerns that was removed, or found to be.
+    pub fn concern(&mut self, keys: &[Key]) {
+        if self.due.is_some() {
+            keys.iter().for_each(|key| self.keys.insert(key));
+        }
+    }
+
+    /// Makes those durable now of which one concerns these.
+    pub fn settle_before(&mut self, queue: &Queue, keys: &[Key]) -> Result<()> {
+        match keys.iter().any(|key| self.keys.related(key)) {
+            true => self.settle(queue),
+            false => Ok(()),
+        }
     }
 
     /// When [`Removals::sync_when_due`] has something to do next; monotonic, in nanoseconds.
@@ -105,6 +125,7 @@ impl Removals {
         // Not tried again after a failure: a second sync could succeed without what the first one lost. The
         // files stay for the sweep.
         self.due = None;
+        self.keys = HashedKeys::default();
         let volatile = self.retired.split_off(self.durable);
         let started = monotonic_clock::now();
         queue.sync_dir()?;

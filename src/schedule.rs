@@ -21,8 +21,20 @@ pub struct Turn {
 }
 
 impl Turn {
+    /// What it concerns.
+    pub fn keys(&self) -> &[Key] {
+        &self.keys
+    }
+
+    /// Whether one of these equals one of its own, or is above or below it.
+    pub fn is_related(&self, keys: &[Key]) -> bool {
+        let mut own = Keys::default();
+        self.enter(&mut own);
+        keys.iter().any(|key| own.related(key))
+    }
+
     fn enter(&self, keys: &mut Keys) {
-        self.keys.iter().for_each(|key| keys.insert(key.clone(), self.number));
+        self.keys.iter().for_each(|key| _ = keys.insert(key.clone(), self.number));
     }
 
     fn leave(&self, keys: &mut Keys) {
@@ -146,8 +158,11 @@ impl<T> Schedule<T> {
     }
 
     fn hold(&mut self, turn: &Turn) {
-        turn.enter(&mut self.stuck);
-        self.stuck_bytes += turn.keys.iter().map(Key::weight).sum::<usize>();
+        for key in &turn.keys {
+            if self.stuck.insert(key.clone(), turn.number) {
+                self.stuck_bytes += key.weight();
+            }
+        }
         if self.stuck_bytes > MOST_STUCK && !self.is_shut() {
             self.stuck.insert(Key::everything(), self.offered);
         }
@@ -232,6 +247,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_stuck_behind_one_resource_takes_no_room() {
+        let mut schedule = Schedule::<u32>::default();
+        for _ in 0..1_000_000 {
+            schedule.stick(vec![Key::of("/path/to/one/file")]);
+        }
+        assert!(offer(&mut schedule, "/another", 1).is_some());
+    }
+
+    #[test]
     fn a_stuck_entry_holds_back_no_earlier_one() {
         let mut schedule = Schedule::default();
         let first = offer(&mut schedule, "/a/b/c", 1).unwrap();
@@ -249,7 +273,7 @@ mod tests {
         let paths = ["/a", "/a/b", "/a/b/c", "/a/d", "/e", "/e/f", "/g", "/a/d /g", "/e/f /a/b/c"];
         let related = |all: &[Key], others: &[Key]| {
             let mut set = Keys::default();
-            all.iter().for_each(|key| set.insert(key.clone(), 0));
+            all.iter().for_each(|key| _ = set.insert(key.clone(), 0));
             others.iter().any(|key| set.related(key))
         };
         for seed in 1..2_000u64 {

@@ -1,7 +1,7 @@
 //! What is looked at before a write leaves: whether it may have left before, and whether it need not leave at all.
 
 use super::Pass;
-use super::settle::{Settled, is_busy};
+use super::settle::Settled;
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
 use crate::failure::Failure;
 use crate::guest;
@@ -68,9 +68,8 @@ impl Pass {
         }
         self.list().ok()?;
         let keys = self.keys(&entry.meta);
-        let Pass { ahead, queue, upstream, report, flights, next, .. } = self;
-        let busy = |id| is_busy(flights, next, id);
-        let (next, added) = ahead.as_mut()?.superseder(queue, upstream, entry, keys, busy);
+        let Pass { ahead, queue, upstream, report, .. } = self;
+        let (next, added) = ahead.as_mut()?.superseder(queue, upstream, entry, keys);
         report.remaining += added;
         let next = next?;
         next.state.validator = Some(Validator::from_base(&entry.base()));

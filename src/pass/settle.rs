@@ -2,7 +2,7 @@
 
 use super::before::AMBIGUOUS;
 use super::question::UNASKED;
-use super::{Flight, Pass, Prepared, Task};
+use super::{Flight, Pass, Task};
 use crate::ahead::Ahead;
 use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Outcome};
 use crate::cached::Cached;
@@ -75,12 +75,6 @@ impl From<Settled> for Step {
     }
 }
 
-/// Whether an entry is in flight, or about to be.
-pub(super) fn is_busy(flights: &[Flight], next: &Option<Prepared>, id: EntryId) -> bool {
-    flights.iter().any(|flight| flight.task.entry.id == id)
-        || next.as_ref().is_some_and(|next| next.entry.id == id)
-}
-
 impl Pass {
     /// Acts on the end of an exchange.
     pub(super) fn settle(&mut self, mut task: Task, result: Result<Reply, Failure>) {
@@ -117,8 +111,16 @@ impl Pass {
     }
 
     /// Ends an entry's turn.
-    pub(super) fn close(&mut self, task: Task, status: Option<u16>, settled: Settled) {
+    pub(super) fn close(&mut self, task: Task, status: Option<u16>, mut settled: Settled) {
         let Task { entry, turn, started, .. } = task;
+        // Somebody may have dropped it while it was tried in vain: then it holds back nothing.
+        if settled.stays && self.queue.is_gone(entry.id) {
+            settled = self.removed(&entry);
+        }
+        if !settled.stays {
+            let keys = self.concerns(&turn, &entry.meta);
+            self.removals.concern(&keys);
+        }
         // In the original, nothing holds back what comes after it.
         self.schedule.finished(turn, settled.stays && !self.config.original);
         let elapsed_ms = monotonic_clock::now().saturating_sub(started) / 1_000_000;
@@ -240,10 +242,10 @@ impl Pass {
 
     pub(super) fn is_continued(&mut self, entry: &Entry) -> bool {
         let _ = self.list();
-        let Pass { ahead, queue, report, flights, next, .. } = self;
+        let Pass { ahead, queue, report, .. } = self;
         // What cannot be listed now may continue it, like what cannot be read.
         let Some(ahead) = ahead else { return true };
-        let (next, added) = ahead.successors(queue, entry, |id| is_busy(flights, next, id));
+        let (next, added) = ahead.successors(queue, entry);
         report.remaining += added;
         !next.is_empty() || ahead.has_unreadable()
     }
@@ -252,9 +254,9 @@ impl Pass {
     fn hand_on(&mut self, entry: &Entry, validator: &Validator, about: Option<&Reply>) -> bool {
         // What cannot be listed now has been seen before, or is remembered by the chain.
         let _ = self.list();
-        let Pass { ahead, queue, report, flights, next, .. } = self;
+        let Pass { ahead, queue, report, .. } = self;
         let Some(ahead) = ahead else { return false };
-        let (ids, added) = ahead.successors(queue, entry, |id| is_busy(flights, next, id));
+        let (ids, added) = ahead.successors(queue, entry);
         report.remaining += added;
         for id in &ids {
             let Some(next) = ahead.entry(*id) else { continue };
@@ -336,9 +338,8 @@ impl Pass {
                 let (due, sent) = (self.due_if_suspect(entry), entry.state.in_flight);
                 self.noted(entry, Outcome::Deferred, why, due, sent)
             }
-            Failure::Damaged(reason) if self.queue.is_gone(entry.id) => {
-                Settled::gone(Outcome::Dropped, Some(format!("it was removed meanwhile ({reason})")))
-            }
+            // Nor is it damaged.
+            Failure::Damaged(_) if self.queue.is_gone(entry.id) => self.removed(entry),
             Failure::Damaged(_) if self.config.original => {
                 match quarantine::as_original(&self.queue, entry.id) {
                     Ok(()) => Settled::gone(Outcome::Conflict, None),
@@ -457,6 +458,9 @@ impl Pass {
         elapsed_ms: u64,
         settled: Settled,
     ) {
+        if !settled.stays {
+            self.left(id);
+        }
         let report = &mut self.report;
         let count = match settled.outcome {
             Outcome::Delivered => &mut report.delivered,
@@ -470,9 +474,6 @@ impl Pass {
             Outcome::Superseded => &mut report.superseded,
         };
         *count += 1;
-        if !settled.stays {
-            report.remaining = report.remaining.saturating_sub(1);
-        }
         self.events.push_back(Event {
             id: id.to_string(),
             method: method.into(),

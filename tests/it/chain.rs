@@ -352,6 +352,37 @@ async fn an_edit_that_the_operator_drops_leaves_its_version_to_the_next_one() {
 }
 
 #[tokio::test]
+async fn an_edit_that_is_dropped_after_it_was_read_ahead_inherits_nothing() {
+    let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+    let outbox = open(root.path(), &server.url());
+    // Once this one is answered, all three are read.
+    send_on(&outbox, &Base::Nothing, "PUT", "/elsewhere", "x").await;
+    let [first, second, third] = edits(&outbox, &base, ["one", "two", "three"]).await;
+    let (gate, known) = (Gate::new(), resources.clone());
+    let held = gate.clone();
+    server.script(move |_| {
+        let (known, held, first) = (known.clone(), held.clone(), first.clone());
+        Act::decide(move |seen| match seen.header("idempotency-key") == Some(&first) {
+            true => Act::ReplyAfter(held.clone(), known.act(seen, now())),
+            false => known.act(seen, now()).into(),
+        })
+    });
+    let pass = {
+        let outbox = outbox.clone();
+        tokio::spawn(async move { replay(&outbox).await })
+    };
+    server.wait_for(2).await;
+    outbox.drop_entry(&second).await.unwrap();
+    gate.open();
+    let (report, deliveries) = pass.await.unwrap();
+    assert_eq!((report.delivered, report.deferred, report.remaining), (3, 0, 0), "{deliveries:?}");
+    assert_eq!(
+        (&deliveries.last().unwrap().id, resources.content("/doc").as_deref()),
+        (&third, Some("three"))
+    );
+}
+
+#[tokio::test]
 async fn an_edit_queued_while_the_one_before_it_is_under_way_inherits_too() {
     // Also where the directory is so slow to list that it is not listed again at each reply.
     for (pause, strangers) in [(Duration::ZERO, 0), (Duration::from_millis(200), 0), (Duration::ZERO, 20_000)]

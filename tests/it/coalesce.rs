@@ -176,6 +176,19 @@ async fn in_strict_order_only_the_very_next_write_replaces_one() {
 }
 
 #[tokio::test]
+async fn what_has_just_been_answered_is_not_taken_for_one_that_was_put_back() {
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let outbox = builder(root.path()).upstream(server.url()).coalesce(true).concurrency(1).open().unwrap();
+    // For longer than the tenth of a second after which a pass looks for such.
+    for n in 0..400 {
+        send_on(&outbox, &Base::Nothing, "PATCH", "/doc", "x").await;
+        send_on(&outbox, &Base::Nothing, "PUT", &format!("/{n}"), "x").await;
+    }
+    let (report, _) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.remaining), (800, 0));
+}
+
+#[tokio::test]
 async fn the_originals_profile_leaves_nothing_out() {
     let (root, _, server) = doc();
     let original = builder(root.path()).upstream(server.url()).profile(Profile::Original);

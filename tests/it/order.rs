@@ -350,6 +350,44 @@ async fn a_write_put_back_in_mid_pass_goes_before_those_queued_later() {
 }
 
 #[tokio::test]
+async fn a_write_put_back_after_a_later_one_was_sent_waits_for_the_next_pass_which_comes_soon() {
+    // The later one has been sent by then, or is ready to be.
+    for sent in [true, false] {
+        let gate = Gate::new();
+        let held = gate.clone();
+        let server = Upstream::start(move |seen: &Seen| match seen.target.as_str() {
+            "/slow" => Act::ReplyAfter(held.clone(), Reply::new(204)),
+            _ => Act::decide(|seen| if seen.body == b"old" { 422 } else { 204 }),
+        });
+        let root = root();
+        let builder = || builder(root.path()).upstream(server.url()).concurrency(1);
+        let outbox = builder().open().unwrap();
+        let old = send(&outbox, "PUT", "/hot", "old").await;
+        assert_eq!(replay(&outbox).await.0.rejected, 1);
+        let uris = if sent { ["/hot", "/slow"] } else { ["/slow", "/hot"] };
+        for uri in ["/first"].into_iter().chain(uris) {
+            send(&outbox, "PUT", uri, "new").await;
+        }
+        let pass = {
+            let outbox = outbox.clone();
+            tokio::spawn(async move { replay(&outbox).await.0 })
+        };
+        server.wait_for(if sent { 4 } else { 3 }).await;
+        builder().open().unwrap().retry(&old).await.unwrap();
+        // A pass looks for such ten times a second at most.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        gate.open();
+        let report = pass.await.unwrap();
+        assert_eq!(report.remaining, if sent { 1 } else { 2 }, "{report:?}");
+        assert!(report.next_delay_ms <= 1_000, "{report:?}");
+        replay(&outbox).await;
+        let hot = server.seen().into_iter().filter(|seen| seen.target == "/hot").skip(1);
+        let hot: Vec<_> = hot.map(|seen| seen.body).collect();
+        assert_eq!(hot, if sent { [b"new", b"old"] } else { [b"old", b"new"] });
+    }
+}
+
+#[tokio::test]
 async fn a_long_lived_instance_takes_notice_of_ids_that_others_gave_out_while_the_clock_was_ahead() {
     let root = root();
     let outbox = open(root.path(), "http://127.0.0.1:9");
