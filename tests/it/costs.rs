@@ -2,7 +2,7 @@
 //! no quiet machine. They are compared with tests/costs.txt, so that a regression shows as a failure.
 
 use outbox_sim::guest::Guest;
-use outbox_sim::plan::{BaseWish, Call, Does, Plan, Setting, Step, What, Write};
+use outbox_sim::plan::{BaseWish, Call, Does, Mode, Plan, Setting, Step, What, Write};
 use outbox_sim::run::{Cost, run};
 
 /// Other compilers count a little differently.
@@ -34,7 +34,9 @@ fn costs(guest: &Guest, calls: impl Iterator<Item = What>) -> Vec<Cost> {
     // With another one, the disk gives out some notes in two reads.
     let steps: Vec<Step> = calls.map(|what| Step { salt: 2, what }).collect();
     let count = steps.len();
-    let setting = Setting { concurrency: 4, strict: false, prefix: false, max_entries: None, lease: false };
+    let mode = Mode::Default;
+    let setting =
+        Setting { concurrency: 4, strict: false, prefix: false, max_entries: None, lease: false, mode };
     let plan = Plan { seed: 1, setting, steps, lights_out: None };
     let outcome = run(guest, &plan, false);
     assert_eq!(outcome.violations, []);
@@ -90,4 +92,16 @@ fn the_first_write_of_a_process_costs_the_same_in_a_long_queue() {
         short.fuel,
         long.fuel
     );
+}
+
+#[test]
+fn an_id_that_was_given_out_and_is_not_in_the_queue_makes_no_delivery_dearer() {
+    let guest = Guest::shipped().unwrap();
+    let pass = || call(0, Does::Replay { wake: true, resume: false, budget_ms: None });
+    let [without, with] = [false, true].map(|dropped| {
+        let last = dropped.then(|| [queue_one(1, "/y"), call(1, Does::Drop(140))]);
+        let costs = costs(&guest, queue(140).chain(last.into_iter().flatten()).chain([pass()]));
+        costs.last().unwrap().files
+    });
+    assert!(with < without + 10, "{without} file system calls, {with} after something was dropped");
 }

@@ -86,6 +86,7 @@ impl Errand {
             Does::ReadBody(pick) => self.read_body(process, *pick).await?,
             Does::Resolve(pick, mine) => self.resolve(process, *pick, *mine).await?,
             Does::Retry(pick) => self.operate(process, *pick, Act::Retry).await?,
+            Does::Release => self.release(process).await?,
             Does::Drop(pick) => self.operate(process, *pick, Act::Drop).await?,
         };
         self.note(number, result, does)
@@ -120,7 +121,12 @@ impl Errand {
         };
         let picked = matches!(
             does,
-            Does::Get(_) | Does::ReadBody(_) | Does::Resolve(..) | Does::Retry(_) | Does::Drop(_)
+            Does::Get(_)
+                | Does::ReadBody(_)
+                | Does::Resolve(..)
+                | Does::Retry(_)
+                | Does::Release
+                | Does::Drop(_)
         );
         // One that is picked may go at any moment when somebody else is at it, and may be damaged.
         let moving = picked && (!self.alone || !world.ledger.planted.is_empty());
@@ -329,8 +335,37 @@ impl Errand {
         pick: u64,
         act: Act,
     ) -> wasmtime::Result<Result<(), Error>> {
-        let Some(entry) = self.pick(pick, |_| true) else { return Ok(Ok(())) };
-        let deed = begin(&mut self.world.lock(), act, &entry);
+        match self.pick(pick, |_| true) {
+            Some(entry) => self.operate_on(process, &entry, act).await,
+            None => Ok(Ok(())),
+        }
+    }
+
+    async fn release(&self, process: &mut Process) -> wasmtime::Result<Result<(), Error>> {
+        let ambiguous: Vec<Found> = {
+            let tree = &self.world.lock().tree;
+            let under_way = |entry: &Found| {
+                let state = view::json(tree, entry, "state.json");
+                state.is_some_and(|state| state.get("in_flight").is_some_and(|flag| flag == true))
+            };
+            let pending = view::entries(tree).into_iter().filter(|entry| entry.place == Place::Pending);
+            pending.filter(under_way).collect()
+        };
+        for entry in ambiguous {
+            if let Err(error) = self.operate_on(process, &entry, Act::Retry).await? {
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    async fn operate_on(
+        &self,
+        process: &mut Process,
+        entry: &Found,
+        act: Act,
+    ) -> wasmtime::Result<Result<(), Error>> {
+        let deed = begin(&mut self.world.lock(), act, entry);
         let Process { store, exports, .. } = process;
         let queue = exports.zddc_outbox_queue();
         let result = match act {

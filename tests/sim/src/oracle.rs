@@ -2,19 +2,20 @@
 //! One function a property; `PROPERTIES` lists them. Those that can only be seen while something happens
 //! (what a listing shows, that a call succeeds) are noted on the spot, in `act.rs`, `peer.rs` and `run.rs`.
 
+mod modes;
 mod versions;
 
-use crate::ledger::{Act, Attempt, Base};
+use crate::ledger::{Act, Attempt, Base, Told};
 use crate::peer::{AUTHORITY, Change, Seen};
 use crate::plan::{Plan, Step, What};
 use crate::view::{self, Found, Place};
-use crate::world::World;
+use crate::world::{Op, World};
 use std::collections::{BTreeMap, BTreeSet};
 
 type Judge = fn(&Facts<'_>, &mut Vec<String>);
 
 /// What must hold.
-const PROPERTIES: [(&str, Judge); 18] = [
+const PROPERTIES: [(&str, Judge); 22] = [
     ("an acknowledged write ends in one named place", ends),
     ("a write is there once", once),
     ("corrupt is only what was damaged", corrupt),
@@ -22,6 +23,7 @@ const PROPERTIES: [(&str, Judge); 18] = [
     ("what was set aside was refused", refused),
     ("a lost reply never becomes a conflict", lost_replies),
     ("writes to one resource arrive in order", order),
+    ("nothing is repeated after what was queued later", stragglers),
     ("what is done with is not sent again", repeats),
     ("an answer is heeded", heeded),
     ("an entry is sent once at a time", one_at_a_time),
@@ -33,6 +35,9 @@ const PROPERTIES: [(&str, Judge); 18] = [
     ("no foreign version is overwritten", versions::foreign),
     ("our own chain never conflicts", versions::own),
     ("sends are bounded", versions::sends),
+    ("what may have been applied waits for somebody", modes::ambiguous),
+    ("what is left out is replaced whole", modes::left_out),
+    ("what is to be dropped is not kept", modes::not_kept),
 ];
 
 /// What a run left behind.
@@ -99,13 +104,22 @@ impl Facts<'_> {
 
     /// When an entry's way may have ended: the first event that says so.
     fn ended(&self, id: &str) -> Option<u64> {
-        let answers = self.of(id).iter().filter(|seen| is_final(seen)).filter_map(|seen| seen.answered);
+        let answers = self.of(id).iter().filter(|seen| self.is_final(seen)).filter_map(|seen| seen.answered);
         let ledger = &self.world.ledger;
         let deeds = ledger.deeds.iter().filter(|deed| deed.id == id).map(|deed| deed.begun);
-        answers.chain(deeds).chain(ledger.planted.get(id).copied()).min()
+        answers.chain(deeds).chain(ledger.planted.get(id).copied()).chain(self.replaced(id)).min()
     }
 
-    fn acknowledged(&self) -> impl Iterator<Item = (&Attempt, &str, u64)> {
+    /// Whether a reply ends an entry's way, one way or the other.
+    fn is_final(&self, seen: &Seen) -> bool {
+        match seen.status {
+            Some(401 | 403 | 407) => self.drops(seen),
+            Some(408 | 423 | 425 | 429) | None => false,
+            Some(status) => (200..300).contains(&status) || (400..500).contains(&status),
+        }
+    }
+
+    fn acknowledged(&self) -> impl Iterator<Item = (&Attempt, &str, u64)> + Clone {
         self.world
             .ledger
             .attempts
@@ -119,15 +133,6 @@ fn success(seen: &Seen) -> bool {
         Some(200..=299) => true,
         Some(404 | 410) => seen.method == "DELETE",
         _ => false,
-    }
-}
-
-/// Whether a reply ends an entry's way, one way or the other.
-fn is_final(seen: &Seen) -> bool {
-    match seen.status {
-        Some(401 | 403 | 407 | 408 | 423 | 425 | 429) => false,
-        Some(status) => (200..300).contains(&status) || (400..500).contains(&status),
-        None => false,
     }
 }
 
@@ -170,7 +175,9 @@ fn ends(facts: &Facts<'_>, wrong: &mut Vec<String>) {
         let ended = facts.on_disk(id).next().is_some()
             || facts.delivered(id)
             || deed(&[Act::Drop, Act::Theirs])
-            || (deed(&[Act::Mine]) && elsewhere());
+            || (deed(&[Act::Mine]) && elsewhere())
+            || facts.of(id).iter().any(|seen| seen.answered.is_some() && facts.drops(seen))
+            || facts.replaced(id).is_some();
         if !ended {
             wrong.push(format!("{id} (attempt {}) was acknowledged and is nowhere", attempt.number));
         }
@@ -304,11 +311,41 @@ fn order(facts: &Facts<'_>, wrong: &mut Vec<String>) {
     }
 }
 
+/// Once a later write to a resource was sent, an earlier one is not sent again: it has durably left the queue by then. Not
+/// held against it: a disk that refuses to make that durable, an operator, two who replay while a clock jumps.
+fn stragglers(facts: &Facts<'_>, wrong: &mut Vec<String>) {
+    let ledger = &facts.world.ledger;
+    if facts.plan.setting.lease && facts.plan.steps.iter().any(jumps) {
+        return;
+    }
+    let refused = ledger.failures.iter().find(|failure| failure.op == Op::Sync && failure.on == view::QUEUE);
+    let refused = refused.map_or(u64::MAX, |failure| failure.at);
+    for (earlier, id, acknowledged) in facts.acknowledged() {
+        let Some(last) = facts.of(id).last().map(|seen| seen.at).filter(|at| *at < refused) else { continue };
+        let operated = ledger.deeds.iter().any(|deed| deed.id == id);
+        let overtakes = |seen: &&Seen| {
+            let later = seen.mark.and_then(|mark| ledger.attempts.get(mark));
+            let concerns = |later: &Attempt| later.begun > acknowledged && related(&earlier.uri, &later.uri);
+            seen.at < last && seen.key.as_deref() > Some(id) && later.is_some_and(concerns)
+        };
+        let overtaking = facts.writes.values().flatten().copied().find(overtakes);
+        if let Some(seen) = overtaking.filter(|_| !operated && !ledger.planted.contains_key(id)) {
+            wrong.push(format!("{} {id} was sent after {} {:?}", earlier.method, seen.method, seen.key));
+        }
+    }
+}
+
+/// A clock jumps in this step.
+fn jumps(step: &Step) -> bool {
+    matches!(step.what, What::Jump(_) | What::Suspend(_) | What::Calls { jump: Some(_), .. })
+}
+
 /// What a pass reported as delivered or set aside, and made durable, is not sent again, unless an operator says so.
 fn repeats(facts: &Facts<'_>, wrong: &mut Vec<String>) {
-    use crate::bindings::exports::zddc::outbox::replayer::Outcome::{Conflict, Delivered, Rejected};
+    use crate::bindings::exports::zddc::outbox::replayer::Outcome::*;
     let ledger = &facts.world.ledger;
-    for told in ledger.told.iter().filter(|told| matches!(told.outcome, Delivered | Conflict | Rejected)) {
+    let done = |told: &&Told| matches!(told.outcome, Delivered | Conflict | Rejected | Dropped | Superseded);
+    for told in ledger.told.iter().filter(done) {
         let Some(sealed) = told.sealed else { continue };
         let retried = |at: u64| {
             let mut deeds = ledger.deeds.iter().filter(|deed| deed.id == told.id && deed.act == Act::Retry);
@@ -339,9 +376,6 @@ fn heeded(facts: &Facts<'_>, wrong: &mut Vec<String>) {
 /// No two requests of an entry are open at the same time, also where two processes replay, unless a clock that
 /// jumps makes one outlive its lease.
 fn one_at_a_time(facts: &Facts<'_>, wrong: &mut Vec<String>) {
-    let jumps = |step: &Step| {
-        matches!(step.what, What::Jump(_) | What::Suspend(_) | What::Calls { jump: Some(_), .. })
-    };
     if facts.plan.setting.lease && facts.plan.steps.iter().any(jumps) {
         return;
     }
@@ -392,6 +426,16 @@ fn names(facts: &Facts<'_>, wrong: &mut Vec<String>) {
     }
 }
 
+/// The precondition that a write was queued with.
+fn conditions(attempt: &Attempt) -> Vec<(String, String)> {
+    match &attempt.base {
+        Base::None => Vec::new(),
+        Base::Create => vec![("if-none-match".to_owned(), "*".to_owned())],
+        Base::Etag(tag) => vec![("if-match".to_owned(), tag.clone())],
+        Base::Time(_, date) => vec![("if-unmodified-since".to_owned(), date.clone())],
+    }
+}
+
 /// The base that a write was queued with; or a newer version that the server itself has named to us; or, after an
 /// earlier write of ours to the same resource, what that has left: a version named, nothing, or one unnamed.
 fn preconditions(facts: &Facts<'_>, wrong: &mut Vec<String>) {
@@ -401,12 +445,7 @@ fn preconditions(facts: &Facts<'_>, wrong: &mut Vec<String>) {
         let Some(attempt) = seen.mark.and_then(|mark| facts.world.ledger.attempts.get(mark)) else {
             continue;
         };
-        let own = match &attempt.base {
-            Base::None => Vec::new(),
-            Base::Create => vec![("if-none-match".to_owned(), "*".to_owned())],
-            Base::Etag(tag) => vec![("if-match".to_owned(), tag.clone())],
-            Base::Time(_, date) => vec![("if-unmodified-since".to_owned(), date.clone())],
-        };
+        let own = conditions(attempt);
         let continues = all.iter().any(|earlier| {
             let ours = earlier.is_write() && earlier.key != seen.key && earlier.at < seen.at;
             let known = earlier.applied.is_some()
@@ -426,7 +465,7 @@ fn preconditions(facts: &Facts<'_>, wrong: &mut Vec<String>) {
             }
             conditions => conditions.iter().all(|(_, value)| named(value)),
         };
-        if seen.conditions != own && !rebased {
+        if seen.conditions != own && !rebased && !facts.kept_base(attempt, seen) {
             wrong.push(format!(
                 "{} {} came with {:?} instead of {own:?}",
                 seen.method, seen.uri, seen.conditions

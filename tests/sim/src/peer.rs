@@ -69,6 +69,8 @@ pub struct Seen {
     pub moody: bool,
     /// The reply's content broke off.
     pub cut: bool,
+    /// There was no connection: the request has not arrived, and the client can know that.
+    pub unconnected: bool,
 }
 
 impl Seen {
@@ -300,6 +302,7 @@ fn arrive(world: &Shared, process: usize, request: &Request<WasiBody>) -> usize 
         validators: Vec::new(),
         moody: false,
         cut: false,
+        unconnected: false,
     };
     let number = world.peer.seen.len();
     world.say(|| {
@@ -326,6 +329,7 @@ async fn handle(
     world.lock().say(|| format!("        request {number}: {fate:?}"));
     let (head, mut body) = request.into_parts();
     clock.sleep(Duration::from_micros(fate.latency_us)).await;
+    world.lock().peer.seen[number].unconnected = fate.refuse || fate.black_hole;
     if fate.refuse {
         let _ = answer.send(Err(Error::ConnectionRefused));
         return;

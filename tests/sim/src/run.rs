@@ -7,7 +7,7 @@ use crate::guest::{Guest, PLENTY, Process};
 use crate::mood::Mood;
 use crate::oracle;
 use crate::peer::{AUTHORITY, Peer};
-use crate::plan::{Call, Does, Plan, Step, What};
+use crate::plan::{Call, Does, Mode, Plan, Step, What};
 use crate::rng::Rng;
 use crate::time::Clock;
 use crate::trace::Trace;
@@ -95,12 +95,18 @@ fn environment(plan: &Plan) -> Vec<(String, String)> {
     let prefix = if plan.setting.prefix { "/dav" } else { "" };
     let order = if plan.setting.strict { "strict" } else { "path" };
     let max_entries = plan.setting.max_entries.map(|max| max.to_string());
+    // None is the default.
+    let word = |mode, word: &str| if plan.setting.mode == mode { word.to_owned() } else { String::new() };
     [
         ("OUTBOX_UPSTREAM", format!("http://{AUTHORITY}{prefix}")),
         ("OUTBOX_CONCURRENCY", plan.setting.concurrency.to_string()),
         ("OUTBOX_ORDER", order.to_owned()),
         ("OUTBOX_MAX_ENTRIES", max_entries.unwrap_or_default()),
         ("OUTBOX_LEASE", if plan.setting.lease { "hold" } else { "none" }.to_owned()),
+        ("OUTBOX_AMBIGUOUS", word(Mode::Hold, "hold")),
+        ("OUTBOX_COALESCE", word(Mode::Coalesce, "on")),
+        ("OUTBOX_REJECTED", word(Mode::Drop, "drop")),
+        ("OUTBOX_AUTH", word(Mode::Drop, "drop")),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec()
@@ -362,6 +368,9 @@ impl Run<'_> {
         let started = self.clock.now();
         let mut wake = true;
         for _ in 0..DRAIN_PASSES {
+            if self.plan.setting.mode == Mode::Hold {
+                self.alone(1, Does::Release).await;
+            }
             self.alone(0, Does::Replay { wake, resume: true, budget_ms: None }).await;
             wake = false;
             let pending = self.pending();

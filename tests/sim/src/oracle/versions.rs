@@ -1,10 +1,9 @@
 //! What must hold of versions: whose is replaced, who conflicts with whom; and of how often a write is sent.
 
-use super::{Facts, is_final};
+use super::{Facts, jumps};
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
 use crate::ledger::{Act, Attempt, Base};
 use crate::peer::{Change, Seen};
-use crate::plan::{Step, What};
 use crate::view::Place;
 use crate::world::Op;
 use std::collections::BTreeSet;
@@ -59,7 +58,8 @@ pub(super) fn foreign(facts: &Facts<'_>, wrong: &mut Vec<String>) {
             || !peer.is_strong(&change.path)
             || facts.operated(attempt, &[Act::Mine, Act::Retry])
             || unnamed(facts, write)
-            || taken_for_ours(facts, write, replaced);
+            || taken_for_ours(facts, write, replaced)
+            || facts.kept_base(attempt, write);
         if !exempt {
             wrong.push(format!(
                 "{} {} (attempt {}, {:?}, sent with {:?}) replaced {:?} of somebody else",
@@ -101,6 +101,9 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
     for (attempt, id, acknowledged) in facts.acknowledged().filter(|(_, id, _)| conflicts.contains(id)) {
         let about = path(&attempt.uri);
         let Some(refused) = facts.of(id).iter().rfind(|s| s.status == Some(412)) else { continue };
+        if facts.kept_base(attempt, refused) {
+            continue;
+        }
         let last = refused.answered.unwrap_or(refused.at);
         // The question that follows may be refused whatever it is, too.
         let judged = facts.question_after(refused).and_then(|question| question.answered).unwrap_or(last);
@@ -128,10 +131,7 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
             let told = repeatable || !repeated(facts, write);
             // Such a one is sent only once this one has durably left the queue, unless the disk refuses that, and this
             // one never again.
-            let after = !unsynced
-                && write.key.as_deref() > Some(id)
-                && other.begun > acknowledged
-                && other.base == attempt.base;
+            let after = !unsynced && write.key.as_deref() > Some(id) && other.begun > acknowledged;
             other.uri == attempt.uri
                 && (itself || before || after)
                 && told
@@ -205,7 +205,9 @@ fn disturbed(facts: &Facts<'_>, attempt: &Attempt, until: u64) -> bool {
             || facts.operated(other, &[Act::Drop, Act::Theirs, Act::Mine, Act::Retry])
     };
     let refused = |seen: &Seen| {
-        let later: &[u16] = if seen.is_write() {
+        let later: &[u16] = if facts.drops(seen) {
+            &[]
+        } else if seen.is_write() {
             &[401, 403, 407, 408, 423, 425, 429]
         } else {
             &[401, 407, 408, 423, 425, 429]
@@ -220,16 +222,13 @@ fn disturbed(facts: &Facts<'_>, attempt: &Attempt, until: u64) -> bool {
 /// failure of the file system, and for each time that an operator put it back.
 pub(super) fn sends(facts: &Facts<'_>, wrong: &mut Vec<String>) {
     let ledger = &facts.world.ledger;
-    let jumps = |step: &Step| {
-        matches!(step.what, What::Jump(_) | What::Suspend(_) | What::Calls { jump: Some(_), .. })
-    };
     // A lease that a clock ends takes the answers with it.
     if facts.plan.setting.lease && facts.plan.steps.iter().any(jumps) {
         return;
     }
     for (id, sent) in &facts.writes {
         let settled: Vec<&&Seen> =
-            sent.iter().filter(|seen| seen.answered.is_some() && is_final(seen)).collect();
+            sent.iter().filter(|seen| seen.answered.is_some() && facts.is_final(seen)).collect();
         let (Some(first), Some(last)) = (settled.first(), sent.last()) else { continue };
         let during = |at: u64| (first.at..=last.at).contains(&at);
         let disturbances = ledger.disturbances.iter().filter(|at| during(**at)).count();
@@ -240,7 +239,7 @@ pub(super) fn sends(facts: &Facts<'_>, wrong: &mut Vec<String>) {
             !q.is_write()
                 && q.uri == first.uri
                 && during(q.at)
-                && (q.cut || q.answered.is_none() || !is_final(q))
+                && (q.cut || q.answered.is_none() || !facts.is_final(q))
         };
         let questions = facts.world.peer.seen.iter().filter(unclear).count();
         let refused = settled.iter().filter(|seen| seen.status == Some(412)).count();
