@@ -179,6 +179,16 @@ impl Daemon {
         Daemon { child, lines, log: Vec::new() }
     }
 
+    /// Starts a program whose log goes there; nobody reads on after its first line.
+    pub fn unheard(mut command: Command, stderr: Stdio) -> Daemon {
+        let mut child = command.stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        let mut first = String::new();
+        if let Some(stderr) = child.stderr.take() {
+            BufReader::new(stderr).read_line(&mut first).unwrap();
+        }
+        Daemon { child, lines: channel().1, log: vec![first] }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

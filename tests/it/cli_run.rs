@@ -1,10 +1,11 @@
 //! `outbox run`: the daemon, its signals and its log.
 
-use crate::cli::{Cli, parse};
+use crate::cli::{Cli, Daemon, parse};
 use crate::kit;
 use crate::upstream::{Act, Gate, Reply, ReservedPort, Seen, Upstream};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// Below the first pause of an outage: what happens sooner, a wake has done.
@@ -245,7 +246,7 @@ async fn the_text_log_has_a_line_for_each_outcome_and_no_colours_in_a_file() {
     let cli = Cli::new();
     let server = Upstream::start(|_| 204);
     let id = cli.send(&["PUT", "/x"]);
-    let daemon = crate::cli::Daemon::spawn(cli.command(["run", "--upstream", &server.url()]));
+    let daemon = Daemon::spawn(cli.command(["run", "--upstream", &server.url()]));
     server.wait_for(1).await;
     daemon.signal(Signal::TERM);
     let (status, log) = daemon.end();
@@ -256,4 +257,28 @@ async fn the_text_log_has_a_line_for_each_outcome_and_no_colours_in_a_file() {
         "{log:#?}"
     );
     assert!(!log.concat().contains('\u{1b}'), "{log:#?}");
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_stops_nothing() {
+    let mut logs = vec![Stdio::piped()];
+    if cfg!(target_os = "linux") {
+        logs.push(std::fs::File::options().write(true).open("/dev/full").unwrap().into());
+    }
+    for log in logs {
+        let cli = Cli::new();
+        let server = Upstream::sequence(vec![204.into(), Act::Cut, 204.into()]);
+        let daemon = Daemon::unheard(cli.command(["run", "--upstream", &server.url()]), log);
+        cli.send(&["PUT", "/a"]);
+        server.wait_for(1).await;
+        cli.send(&["PUT", "/b"]);
+        server.wait_for(2).await;
+        let started = Instant::now();
+        daemon.signal(Signal::HUP);
+        server.wait_for(3).await;
+        assert!(started.elapsed() < BEFORE_ANY_TICK);
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.end().0.code(), Some(0));
+        assert_eq!(server.lines(), ["PUT /a", "PUT /b", "PUT /b"]);
+    }
 }

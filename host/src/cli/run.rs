@@ -92,6 +92,8 @@ fn log(format: LogFormat, level: LogLevel) {
         .with_max_level(level)
         .with_target(false)
         .with_ansi(io::stderr().is_terminal())
+        // A line that cannot be written is lost. To say so on the same stderr would panic.
+        .log_internal_errors(false)
         .with_writer(io::stderr);
     match format {
         LogFormat::Text => log.init(),
