@@ -219,7 +219,8 @@ fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     }
 }
 
-/// What the guest is told of a failed request. There is no way to tell it what is wrong with a certificate: the log does.
+/// What the guest is told of a failed request. It takes some codes to mean that nothing was sent: those are for connections
+/// that did not come about. There is no way to tell it what is wrong with a certificate: the log does.
 fn classify(error: &legacy::Error, to: Option<&Authority>) -> HttpError {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let mut text = String::new();
@@ -244,12 +245,18 @@ fn classify(error: &legacy::Error, to: Option<&Authority>) -> HttpError {
         if let Some(io) = cause.downcast_ref::<std::io::Error>() {
             use std::io::ErrorKind as Kind;
             return match io.kind() {
-                Kind::ConnectionRefused => HttpError::ConnectionRefused,
-                Kind::TimedOut => HttpError::ConnectionTimeout,
-                Kind::ConnectionReset | Kind::BrokenPipe | Kind::UnexpectedEof => {
-                    HttpError::ConnectionTerminated
+                Kind::ConnectionRefused if error.is_connect() => HttpError::ConnectionRefused,
+                Kind::TimedOut if error.is_connect() => HttpError::ConnectionTimeout,
+                Kind::HostUnreachable | Kind::NetworkUnreachable if error.is_connect() => {
+                    HttpError::DestinationUnavailable
                 }
-                Kind::HostUnreachable | Kind::NetworkUnreachable => HttpError::DestinationUnavailable,
+                Kind::TimedOut => HttpError::HttpResponseTimeout,
+                Kind::ConnectionRefused
+                | Kind::ConnectionReset
+                | Kind::BrokenPipe
+                | Kind::UnexpectedEof
+                | Kind::HostUnreachable
+                | Kind::NetworkUnreachable => HttpError::ConnectionTerminated,
                 _ => match io.get_ref() {
                     // The layers of TLS wrap theirs in this kind of error, some twice.
                     Some(inner) => {

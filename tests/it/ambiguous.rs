@@ -3,9 +3,10 @@
 use crate::cli::Cli;
 use crate::kit::{builder, json, open, path, replay, root, send};
 use crate::upstream::{Act, ReservedPort, Upstream};
-use outbox_host::{Ambiguous, Health, Outbox, Outcome};
+use outbox_host::{Ambiguous, Body, Health, Outbox, Outcome, Write};
 use serde_json::json;
 use std::path::Path;
+use std::time::Duration;
 
 fn holding(root: &Path, url: &str) -> Outbox {
     builder(root).upstream(url).ambiguous(Ambiguous::Hold).open().unwrap()
@@ -123,4 +124,32 @@ async fn by_default_it_is_sent_again_with_the_same_idempotency_key() {
     assert_eq!(state.get("in_flight"), None);
     assert_eq!(replay(&outbox).await.0.delivered, 1);
     assert!(server.seen().iter().all(|seen| seen.header("idempotency-key") == Some(&id)));
+}
+
+/// The system gives up a connection whose other end takes nothing more, before the component does.
+#[cfg(any(target_os = "android", target_os = "linux"))]
+#[tokio::test]
+async fn what_was_on_its_way_when_the_system_gave_up_the_connection_is_held() {
+    for concurrency in [1, 4] {
+        let root = root();
+        // Accepted by the system, and never read from.
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        server.set_nonblocking(true).unwrap();
+        let outbox = builder(root.path())
+            .upstream(format!("http://{}", server.local_addr().unwrap()))
+            .concurrency(concurrency)
+            .idle_timeout(Duration::from_secs(1))
+            .ambiguous(Ambiguous::Hold)
+            .open()
+            .unwrap();
+        let body = Body::from(vec![7; 1024 * 1024]);
+        outbox.enqueue_write(Write::new("POST", "/a"), body).await.unwrap();
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.ambiguous, report.deferred), (1, 0), "{deliveries:?}");
+        let why = deliveries[0].detail.as_deref().unwrap();
+        assert!(!why.contains("nothing moved"), "the component gave up first: {why}");
+        assert_eq!(replay(&outbox).await.0.ambiguous, 1);
+        let connections = std::iter::from_fn(|| server.accept().ok()).count();
+        assert_eq!(connections, 1);
+    }
 }
