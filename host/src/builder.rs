@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::credential::Credential;
+use crate::dir::OUTBOX_DIR;
 use crate::disk::Disk;
 use crate::egress::{Egress, Origin, UpstreamUrl};
 use crate::outbox::Outbox;
@@ -295,8 +296,7 @@ impl Builder {
             }
         };
         let env = Arc::new(self.env());
-        let disk =
-            if self.durability == Durability::Full { Disk::of(&root.join(root::OUTBOX_DIR)) } else { None };
+        let disk = if self.durability == Durability::Full { Disk::of(&root.join(OUTBOX_DIR)) } else { None };
         Outbox::open(
             Recipe { runtime, root, env, egress, limits: self.limits, many, watch: self.watch },
             disk,

@@ -8,15 +8,23 @@
 //! was had: its holder is dead.
 
 use crate::Error;
+use crate::dir::{Access, Dir, unusable};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// The lease, and a new one until it is complete.
+const LEASE: &str = ".lease";
+const NEW: &str = ".lease.new";
+
+/// The longest lease that is read, in bytes; ours have about a hundred.
+const MAX_FILE: u64 = 4096;
 
 /// How long a lease lasts, and how often it is renewed.
 const LASTS: Duration = Duration::from_secs(60);
@@ -56,20 +64,29 @@ impl Record {
     }
 }
 
-/// What is at a path. A file that is no record is being written, or was torn: its time begins with its last change.
-fn look(path: &Path) -> Option<Record> {
-    let json = fs::read(path).ok()?;
+/// What is there. A file that is no record is being written, or was torn: its time begins with its last change.
+fn look(root: &Path) -> std::io::Result<Option<Record>> {
+    let file = match Dir::of(root).and_then(|dir| dir.open(LEASE, Access::Read)) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mut json = Vec::new();
+    (&file).take(MAX_FILE).read_to_end(&mut json)?;
     if let Ok(record) = serde_json::from_slice(&json) {
-        return Some(record);
+        return Ok(Some(record));
     }
-    let changed = fs::metadata(path).and_then(|found| found.modified()).ok()?;
+    // Whoever can write there can give it any time, also one that has no text. Beyond this, it is over at once.
+    let latest = SystemTime::now() + LASTS;
+    let changed = file.metadata()?.modified()?.clamp(SystemTime::UNIX_EPOCH, latest);
     let expires = humantime::format_rfc3339_seconds(changed + LASTS).to_string();
-    Some(Record { owner: "unknown".into(), expires, locked: false })
+    Ok(Some(Record { owner: "unknown".into(), expires, locked: false }))
 }
 
-/// A stock host's lease that has not expired.
-pub(crate) fn foreign(path: &Path) -> Option<Error> {
-    look(path)?.refusal()
+/// An error where a stock host has a lease that has not expired.
+pub(crate) fn refuse_foreign(root: &Path) -> Result<(), Error> {
+    let found = look(root).map_err(|e| unusable(root, LEASE, &e))?;
+    found.and_then(|found| found.refusal()).map_or(Ok(()), Err)
 }
 
 /// A lease that is held, renewed in the background, and given back when dropped.
@@ -81,7 +98,7 @@ pub(crate) struct Lease {
 
 #[derive(Debug)]
 struct Held {
-    path: PathBuf,
+    root: PathBuf,
     owner: String,
     state: Mutex<State>,
     /// Why it is not ours any more. Stays until it is taken again, so that a pass under way sees it.
@@ -100,10 +117,10 @@ struct State {
 impl Lease {
     /// Takes it, unless a stock host has it. The caller holds the lock, and calls from within a tokio runtime for it
     /// to be renewed. That it cannot be written, for want of space, keeps nobody from replaying.
-    pub(crate) fn take(path: PathBuf) -> Result<Lease, Error> {
+    pub(crate) fn take(root: PathBuf) -> Result<Lease, Error> {
         let state = State { file: None, due: SystemTime::UNIX_EPOCH, given_back: false };
         let owner = Record::of_this_process().owner;
-        let held = Arc::new(Held { path, owner, state: Mutex::new(state), lost: watch::Sender::new(None) });
+        let held = Arc::new(Held { root, owner, state: Mutex::new(state), lost: watch::Sender::new(None) });
         if let Err(error) = held.hold()? {
             tracing::warn!("no lease can be written, so stock hosts do not see this one: {error}");
         }
@@ -138,7 +155,11 @@ impl Held {
             return Ok(Ok(()));
         }
         state.due = SystemTime::now() + RENEW;
-        let found = look(&self.path);
+        let found = match look(&self.root) {
+            // Of one that is held, what cannot be seen now is looked at again before it ends.
+            Err(error) if state.file.is_some() => return Ok(Err(error)),
+            found => found.map_err(|e| unusable(&self.root, LEASE, &e))?,
+        };
         if let Some(refusal) = found.as_ref().and_then(Record::refusal) {
             self.lost.send_replace(Some(refusal.clone()));
             return Err(refusal);
@@ -148,7 +169,7 @@ impl Held {
         let written = match &mut state.file {
             // Into this very file: one who loses it at this moment does not write over his successor's.
             Some(file) if is_ours => record.write(file),
-            _ => replace(&self.path, &record).map(|file| state.file = Some(file)),
+            _ => replace(&self.root, &record).map(|file| state.file = Some(file)),
         };
         self.lost.send_replace(None);
         Ok(written)
@@ -185,19 +206,21 @@ impl Drop for Lease {
         // It may be at work just now, or about to be.
         let mut state = self.held.state();
         state.given_back = true;
-        if look(&self.held.path).is_some_and(|found| self.held.is_ours(&found)) {
-            let _ = fs::remove_file(&self.held.path);
+        if matches!(look(&self.held.root), Ok(Some(found)) if self.held.is_ours(&found)) {
+            let _ = Dir::of(&self.held.root).and_then(|dir| dir.remove(LEASE));
         }
     }
 }
 
 /// Puts a whole new file there, rather than writing into one whose owner may be asleep. Only whoever has the lock
 /// writes the temporary one.
-fn replace(path: &Path, record: &Record) -> std::io::Result<File> {
-    let new = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&new)?;
-    let replaced = record.write(&mut file).and_then(|()| fs::rename(&new, path));
-    replaced.inspect_err(|_| _ = fs::remove_file(&new))?;
+fn replace(root: &Path, record: &Record) -> std::io::Result<File> {
+    let dir = Dir::of(root)?;
+    // Left by one who died.
+    let _ = dir.remove(NEW);
+    let mut file = dir.open(NEW, Access::New)?;
+    let replaced = record.write(&mut file).and_then(|()| dir.rename(NEW, LEASE));
+    replaced.inspect_err(|_| _ = dir.remove(NEW))?;
     Ok(file)
 }
 
@@ -211,16 +234,20 @@ async fn renew(held: Arc<Held>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dir::OUTBOX_DIR;
+    use std::fs;
 
-    fn write(path: &Path, owner: &str, expires: SystemTime, locked: bool) {
+    fn write(root: &Path, owner: &str, expires: SystemTime, locked: bool) {
         let expires = humantime::format_rfc3339_seconds(expires).to_string();
-        replace(path, &Record { owner: owner.into(), expires, locked }).map(drop).unwrap_or_default();
+        replace(root, &Record { owner: owner.into(), expires, locked }).map(drop).unwrap_or_default();
     }
 
     #[test]
     fn only_a_stock_hosts_lease_that_lasts_is_in_the_way() {
-        let Ok(dir) = tempfile::tempdir() else { return };
-        let path = dir.path().join(".lease");
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir(root.join(OUTBOX_DIR)).unwrap();
+        let path = root.join(OUTBOX_DIR).join(LEASE);
         let now = SystemTime::now();
         let soon = now + Duration::from_secs(30);
         for (expires, locked, refused) in [
@@ -230,29 +257,36 @@ mod tests {
             // Written before the clock was set back.
             (now + Duration::from_secs(3600), false, false),
         ] {
-            write(&path, "somebody", expires, locked);
-            assert_eq!(foreign(&path).is_some(), refused, "{expires:?} {locked}");
-            assert_eq!(Lease::take(path.clone()).is_err(), refused, "{expires:?} {locked}");
+            write(root, "somebody", expires, locked);
+            assert_eq!(refuse_foreign(root).is_err(), refused, "{expires:?} {locked}");
+            assert_eq!(Lease::take(root.into()).is_err(), refused, "{expires:?} {locked}");
             assert_eq!(path.exists(), refused);
         }
         assert!(fs::write(&path, "torn").is_ok());
-        assert!(matches!(Lease::take(path.clone()), Err(Error::Leased { .. })));
+        assert!(matches!(Lease::take(root.into()), Err(Error::Leased { .. })));
+        for seconds in [0, 1 << 40] {
+            let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            fs::File::options().write(true).open(&path).unwrap().set_modified(changed).unwrap();
+            assert!(Lease::take(root.into()).is_ok(), "{seconds}");
+            fs::write(&path, "torn").unwrap();
+        }
     }
 
     #[test]
     fn a_renewal_writes_what_is_missing_and_finds_out_what_is_lost() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("later/.lease");
+        let root = dir.path();
+        let path = root.join(OUTBOX_DIR).join(LEASE);
         // It cannot be written yet.
-        let lease = Lease::take(path.clone()).unwrap();
-        fs::create_dir(dir.path().join("later")).unwrap();
-        let ours = || look(&path).is_some_and(|found| lease.held.is_ours(&found));
+        let lease = Lease::take(root.into()).unwrap();
+        fs::create_dir(root.join(OUTBOX_DIR)).unwrap();
+        let ours = || matches!(look(root), Ok(Some(found)) if lease.held.is_ours(&found));
         lease.held.renew();
         assert!(ours());
         fs::remove_file(&path).unwrap();
         lease.held.renew();
         assert!(ours() && lease.lost().is_none());
-        write(&path, "somebody", SystemTime::now() + Duration::from_secs(30), false);
+        write(root, "somebody", SystemTime::now() + Duration::from_secs(30), false);
         lease.held.renew();
         assert!(!ours() && matches!(lease.lost(), Some(Error::Leased { .. })));
         assert!(matches!(lease.keep(), Err(Error::Leased { .. })));

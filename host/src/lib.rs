@@ -21,6 +21,7 @@ mod bindings;
 mod body;
 mod builder;
 mod credential;
+mod dir;
 mod disk;
 mod driver;
 mod egress;

@@ -329,8 +329,10 @@ impl Outbox {
     pub async fn status(&self) -> Result<Status, Error> {
         let counts = self.count().await?;
         let known = self.0.known().clone();
-        let ours = self.0.driver().is_some().then(|| Some(std::process::id()));
-        let holder = ours.or_else(|| Lock::holder(&self.0.recipe.root));
+        let holder = match self.0.driver().is_some() {
+            true => Some(Some(std::process::id())),
+            false => Lock::holder(&self.0.recipe.root)?,
+        };
         let left = known.next_pass.map(|at| at.saturating_duration_since(std::time::Instant::now()));
         Ok(Status {
             counts,

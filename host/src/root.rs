@@ -2,18 +2,17 @@
 //! replaying host, which a guest cannot take.
 
 use crate::Error;
+use crate::dir::{Access, Dir, OUTBOX_DIR, unusable};
 use crate::lease::{self, Lease};
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The outbox's directory below ROOT.
-pub(crate) const OUTBOX_DIR: &str = ".zddc-outbox";
 /// Held by the one replaying host; has its process id in it.
 const LOCK: &str = ".lock";
-/// Held by whoever replays, where hosts can see no lock.
-const LEASE: &str = ".lease";
+/// The longest of it that is read: a process id and a line's end.
+const MAX_DIGITS: u64 = 16;
 /// Changed by whoever wants the replaying host to make a pass now.
 pub(crate) const WAKE: &str = ".wake";
 
@@ -37,7 +36,9 @@ pub(crate) fn prepare(root: &Path, create: bool) -> Result<PathBuf, Error> {
     make(root, &outbox)
         .map_err(|e| refuse(format!("it cannot be made or written to ({e}); give another with --root")))?;
     #[cfg(unix)]
-    restrict(&outbox).map_err(|e| refuse(format!("{OUTBOX_DIR} in it cannot be made private ({e})")))?;
+    Dir::of(root)
+        .and_then(|dir| dir.restrict())
+        .map_err(|e| refuse(format!("{OUTBOX_DIR} in it cannot be made private ({e})")))?;
     fs::canonicalize(root).map_err(|e| refuse(e.to_string()))
 }
 
@@ -53,7 +54,7 @@ fn make(root: &Path, outbox: &Path) -> std::io::Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(outbox)?;
     // There before anything is queued: a disk without inodes could not be emptied if replaying needed one.
-    lock_options().open(outbox.join(LOCK))?;
+    Dir::of(root)?.open(LOCK, Access::Write)?;
     // What is queued in them is worth no more than their own names. (Directories cannot be opened for that
     // on Windows, whose file systems see to it themselves.)
     #[cfg(unix)]
@@ -66,22 +67,6 @@ fn make(root: &Path, outbox: &Path) -> std::io::Result<()> {
     #[cfg(not(unix))]
     let _ = root_is_new;
     Ok(())
-}
-
-fn lock_options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    options
-}
-
-/// An outbox that an earlier program made with a wider mode is narrowed.
-#[cfg(unix)]
-fn restrict(outbox: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    if fs::metadata(outbox)?.permissions().mode() & 0o777 == 0o700 {
-        return Ok(());
-    }
-    fs::set_permissions(outbox, fs::Permissions::from_mode(0o700))
 }
 
 /// How long the lock is waited for, in several tries: whoever asks who has it ([`Lock::holder`]) has it for a moment.
@@ -110,9 +95,8 @@ impl Drop for Locked {
 impl Lock {
     /// Takes the lock, or says who has it.
     pub(crate) fn take(root: &Path) -> Result<Lock, Error> {
-        let path = root.join(OUTBOX_DIR).join(LOCK);
-        let trouble = |e: std::io::Error| Error::Root { path: path.clone(), reason: e.to_string() };
-        let mut file = lock_options().open(&path).map_err(trouble)?;
+        let trouble = |e: std::io::Error| unusable(root, LOCK, &e);
+        let mut file = Dir::of(root).and_then(|dir| dir.open(LOCK, Access::Write)).map_err(trouble)?;
         let mut pauses = PAUSES_MS.into_iter();
         loop {
             match (file.try_lock(), pauses.next()) {
@@ -130,42 +114,45 @@ impl Lock {
             .set_len(0)
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| writeln!(file, "{}", std::process::id()));
-        Ok(Lock { lease: Lease::take(root.join(OUTBOX_DIR).join(LEASE))?, _lock: Locked(file) })
+        Ok(Lock { lease: Lease::take(root.into())?, _lock: Locked(file) })
     }
 
     /// The process that replays this root now, if there is one.
-    pub(crate) fn holder(root: &Path) -> Option<Option<u32>> {
-        let mut file = File::open(root.join(OUTBOX_DIR).join(LOCK)).ok()?;
+    pub(crate) fn holder(root: &Path) -> Result<Option<Option<u32>>, Error> {
+        let mut file = match Dir::of(root).and_then(|dir| dir.open(LOCK, Access::Read)) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(unusable(root, LOCK, &e)),
+        };
         match file.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => Some(pid(&mut file)),
+            Err(TryLockError::WouldBlock) => Ok(Some(pid(&mut file))),
             Ok(()) => {
                 drop(Locked(file));
-                None
+                Ok(None)
             }
-            Err(TryLockError::Error(_)) => None,
+            Err(TryLockError::Error(_)) => Ok(None),
         }
     }
 }
 
 /// A stock host that replays this root now, if there is one.
 pub(crate) fn leased(root: &Path) -> bool {
-    lease::foreign(&root.join(OUTBOX_DIR).join(LEASE)).is_some()
+    matches!(lease::refuse_foreign(root), Err(Error::Leased { .. }))
 }
 
 fn pid(file: &mut File) -> Option<u32> {
     let mut text = String::new();
-    file.read_to_string(&mut text).ok()?;
+    file.take(MAX_DIGITS).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
 }
 
 /// Asks the replaying host for a pass now; the process that was asked.
 pub(crate) fn wake(root: &Path) -> Result<Option<u32>, Error> {
-    let holder = match (Lock::holder(root), lease::foreign(&root.join(OUTBOX_DIR).join(LEASE))) {
-        (Some(holder), _) => holder,
-        (None, Some(leased)) => return Err(leased),
-        (None, None) => return Err(Error::NotRunning),
+    let Some(holder) = Lock::holder(root)? else {
+        lease::refuse_foreign(root)?;
+        return Err(Error::NotRunning);
     };
-    let path = root.join(OUTBOX_DIR).join(WAKE);
-    fs::write(&path, []).map_err(|e| Error::Root { path, reason: e.to_string() })?;
+    let changed = Dir::of(root).and_then(|dir| dir.open(WAKE, Access::Empty));
+    changed.map_err(|e| unusable(root, WAKE, &e))?;
     Ok(holder)
 }

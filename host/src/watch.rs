@@ -1,7 +1,8 @@
 //! Watching outboxes' directories for entries that other processes queue, and for their wishes to wake. One watcher
 //! serves all outboxes of a runtime: Linux gives a user 128 of them.
 
-use crate::root::{OUTBOX_DIR, WAKE};
+use crate::dir::OUTBOX_DIR;
+use crate::root::WAKE;
 use notify::event::{CreateKind, Event, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::HashMap;

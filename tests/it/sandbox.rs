@@ -2,7 +2,7 @@
 
 use crate::cli::Cli;
 use crate::damage::{Damage, assert_each_is_set_aside_alone, damage};
-use crate::kit::{builder, edit_meta, open, replay, root, send, soon, tree};
+use crate::kit::{builder, edit_meta, open, path, replay, root, send, soon, tree};
 use crate::upstream::{Act, Upstream};
 use http::HeaderValue;
 use outbox_host::{Body, Credential, Error, Event, Health, Limits, Outcome, Write};
@@ -343,4 +343,56 @@ async fn a_callback_that_panics_costs_one_pass() {
         assert_eq!(replay(&outbox).await.0.delivered, 1);
         assert_eq!(server.lines(), ["PUT /a"]);
     }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_link_in_the_outboxs_directory_leads_its_host_nowhere() {
+    for name in [".lock", ".lease", ".lease.new", ".wake"] {
+        for precious in ["precious", ""] {
+            let dir = root();
+            let (root, victim) = (dir.path().join("root"), dir.path().join("victim"));
+            let server = Upstream::start(|_| 204);
+            let outbox = open(&root, &server.url());
+            if name == ".wake" {
+                outbox.start().unwrap();
+            }
+            std::fs::write(&victim, precious).unwrap();
+            let _ = std::fs::remove_file(path(&root, name));
+            std::os::unix::fs::symlink("../../victim", path(&root, name)).unwrap();
+            let before = std::fs::metadata(&victim).unwrap().modified().unwrap();
+            let told = match name {
+                ".wake" => outbox.wake_host().map(drop),
+                _ => outbox.replay().await.map(drop),
+            };
+            match told {
+                // This one is replaced.
+                Ok(()) if name == ".lease.new" => {}
+                Err(Error::Root { path, reason }) => {
+                    assert!(path.ends_with(name) && reason.contains("link"), "{path:?}: {reason}");
+                }
+                other => panic!("{name}: {other:?}"),
+            }
+            if let ".lock" | ".lease" = name {
+                assert!(matches!(outbox.wake_host(), Err(Error::Root { .. })), "{name}");
+                assert!(matches!(outbox.start(), Err(Error::Root { .. })), "{name}");
+            }
+            assert_eq!(std::fs::read_to_string(&victim).unwrap(), precious, "{name}");
+            assert_eq!(std::fs::metadata(&victim).unwrap().modified().unwrap(), before, "{name}");
+            outbox.shutdown().await;
+        }
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_root_may_be_a_link_itself() {
+    let (dir, server) = (root(), Upstream::start(|_| 204));
+    let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+    std::fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink("real", &link).unwrap();
+    let outbox = open(&link, &server.url());
+    send(&outbox, "PUT", "/a", "x").await;
+    assert_eq!(replay(&outbox).await.0.delivered, 1);
+    assert!(path(&real, ".lock").exists());
 }
