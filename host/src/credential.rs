@@ -60,7 +60,8 @@ impl Credential {
     }
 
     /// The bearer token in a file, whose blanks at the end do not count. It is read again when the upstream
-    /// refuses the token, so that a rotated one is taken up.
+    /// refuses the token, so that a rotated one is taken up. Where there is none to be had then, the last one stays: its
+    /// refusal is understood by every server, and what comes without any may be answered in another way.
     pub fn from_file(path: &Path) -> Result<Credential, Error> {
         let path: PathBuf = path.into();
         let read = move || {
@@ -72,14 +73,14 @@ impl Credential {
                 std::fs::read_to_string(&path).map_err(|e| unusable(format!("it cannot be read: {e}")))?;
             bearer(text.trim_end()).map_err(|reason| unusable(reason.into()))
         };
-        let first = read().map(|_| ());
-        first?;
-        Ok(Credential::from_fn(move || match read() {
-            Ok(value) => Some(value),
-            Err(error) => {
-                tracing::warn!("{error}");
-                None
+        let last = Mutex::new(read()?);
+        Ok(Credential::from_fn(move || {
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            match read() {
+                Ok(value) => *last = value,
+                Err(error) => tracing::warn!("{error}; the last token is sent"),
             }
+            Some(last.clone())
         }))
     }
 

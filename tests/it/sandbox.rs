@@ -396,3 +396,34 @@ async fn a_root_may_be_a_link_itself() {
     assert_eq!(replay(&outbox).await.0.delivered, 1);
     assert!(path(&real, ".lock").exists());
 }
+
+#[tokio::test]
+async fn without_the_tokens_file_the_old_one_is_sent_until_there_is_a_new_one() {
+    for gone in [None, Some("")] {
+        let root = root();
+        let file = root.path().join("token");
+        std::fs::write(&file, "old").unwrap();
+        // To whoever has no credentials, it shows nothing.
+        let server = Upstream::start(|seen| match seen.header("authorization") {
+            Some("Bearer new") => 204,
+            Some(_) => 401,
+            None => 404,
+        });
+        let credential = Credential::from_file(&file).unwrap();
+        match gone {
+            None => std::fs::remove_file(&file).unwrap(),
+            Some(text) => std::fs::write(&file, text).unwrap(),
+        }
+        let outbox = builder(root.path()).upstream(server.url()).credential(credential).open().unwrap();
+        send(&outbox, "PUT", "/a", "x").await;
+        for _ in 0..2 {
+            let (report, deliveries) = replay(&outbox).await;
+            assert_eq!((report.held, report.remaining), (1, 1), "{deliveries:?}");
+        }
+        std::fs::write(&file, "new").unwrap();
+        assert_eq!(replay(&outbox).await.0.delivered, 1);
+        let sent: Vec<_> =
+            server.seen().iter().map(|seen| seen.header("authorization").unwrap().to_owned()).collect();
+        assert_eq!(sent, ["Bearer old", "Bearer old", "Bearer new"]);
+    }
+}
