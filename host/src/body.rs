@@ -62,7 +62,20 @@ impl From<String> for Body {
     }
 }
 
-/// The guest's view of a body that is not at hand.
+/// The longest body that is handed over whole, so that it is in the guest's memory. Longer ones are read by it.
+const WHOLE: usize = 1024 * 1024;
+
+impl Kind {
+    /// The bytes to be handed over, or what is to be read.
+    pub(crate) fn whole(self) -> Result<Bytes, Kind> {
+        match self {
+            Kind::Bytes(bytes) if bytes.len() <= WHOLE => Ok(bytes),
+            kind => Err(kind),
+        }
+    }
+}
+
+/// The guest's view of a body that it reads.
 pub(crate) fn input_stream(kind: Kind) -> DynInputStream {
     match kind {
         Kind::Bytes(bytes) => Box::new(wasmtime_wasi::p2::pipe::MemoryInputPipe::new(bytes)),

@@ -153,9 +153,9 @@ impl Outbox {
     /// Queues a write given in parts.
     pub async fn enqueue_write(&self, write: Write, body: Body) -> Result<String, Error> {
         let request: wit::Request = write.into();
-        let queued = match body.0 {
-            Kind::Bytes(bytes) => self.0.gather.enqueue(&self.0.queue, request, bytes).await,
-            stream => self.enqueue_stream(request, stream).await,
+        let queued = match body.0.whole() {
+            Ok(bytes) => self.0.gather.enqueue(&self.0.queue, request, bytes).await,
+            Err(stream) => self.enqueue_stream(request, stream).await,
         };
         match &queued {
             Ok(_) => self.0.wake.notify_one(),

@@ -453,3 +453,16 @@ fn slow_bodies_hold_up_neither_other_writes_nor_whoever_feeds_them() {
     drop(work);
     assert_eq!(ended, Ok(()));
 }
+
+#[tokio::test]
+async fn a_body_at_hand_may_be_longer_than_the_sandboxs_memory() {
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let outbox =
+        builder(root.path()).upstream(server.url()).durability(outbox_host::Durability::None).open().unwrap();
+    let mut whole = Vec::new();
+    Generated::new(100 * MIB).read_to_end(&mut whole).unwrap();
+    outbox.enqueue_write(Write::new("PUT", "/a"), whole.into()).await.unwrap();
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!(report.delivered, 1, "{deliveries:?}");
+    assert_eq!(server.seen()[0].checksum, Generated::checksum(100 * MIB));
+}
