@@ -1,6 +1,6 @@
 //! What an operator does about conflicts and rejected writes.
 
-use crate::cli::{Cli, parse};
+use crate::cli::{Cli, Ran, parse};
 use crate::kit::{Base, builder, edit_meta, open, path, replay, root, send, send_on, set_aside, tree};
 use crate::resources::{Names, Resources, now};
 use crate::upstream::{Act, Reply, Upstream};
@@ -216,4 +216,26 @@ async fn more_may_be_set_aside_than_fits_in_memory() {
     let items = small.quarantined().await.unwrap();
     assert!(items.iter().all(|item| item.reply.as_ref().unwrap().body_start.len() == 4096));
     assert_eq!(items.into_iter().map(|item| item.name).collect::<Vec<_>>(), names);
+}
+
+#[test]
+fn a_merged_file_is_held_to_the_limits() {
+    let cli = Cli::new();
+    let ids = conflicts(&cli, &[("PUT", "/a", "mine")]);
+    let merged = cli.root.path().join("merged.txt");
+    std::fs::write(&merged, "eleven byte").unwrap();
+    let resolve = ["resolve", &ids[0], "--keep", merged.to_str().unwrap()];
+    for (name, value, wanted) in [
+        ("OUTBOX_MAX_BODY", "10", "--max-body"),
+        ("OUTBOX_MAX_BYTES", "4096", "--max-bytes"),
+        ("OUTBOX_DURABILITY", "some", "--durability"),
+    ] {
+        let ran = Ran::from(cli.command(resolve).env(name, value).output().unwrap());
+        assert!(ran.code != 0 && ran.stderr.contains(wanted), "{ran:?}");
+    }
+    assert_eq!(cli.json(["conflicts", "--json"]).as_array().unwrap().len(), 1);
+    // What the error advises works.
+    let mut command = cli.command(resolve.iter().chain(&["--max-body", "11"]));
+    let ran = Ran::from(command.env("OUTBOX_MAX_BODY", "10").output().unwrap());
+    assert!(ran.expect(0).starts_with("queued again as "));
 }

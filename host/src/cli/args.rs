@@ -412,6 +412,8 @@ pub struct ResolveArgs {
     /// from both, on top of the server's version (./mine for a file of that name)
     #[arg(long, value_name = "mine|theirs|FILE", value_parser = keep)]
     pub keep: KeepArg,
+    #[command(flatten)]
+    pub storage: StorageArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -1,7 +1,7 @@
 //! Commands that look at what is on disk and act on single entries.
 
 use super::args::{Global, KeepArg, LimitArgs, NamesArgs, OutputArgs, ResolveArgs, ShowArgs, StatusArgs};
-use super::{ATTENTION, DONE, FAILED, code_of, existing, say_aside, text};
+use super::{ATTENTION, DONE, FAILED, builder, code_of, existing, say_aside, text};
 use bytes::Bytes;
 use outbox_host::{Counts, Error, Item, Keep, Outbox, Place};
 use serde_json::json;
@@ -201,7 +201,7 @@ pub async fn verify(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
 }
 
 pub async fn resolve(global: &Global, args: ResolveArgs) -> anyhow::Result<u8> {
-    let outbox = existing(global)?;
+    let outbox = args.storage.apply(builder(global)).create(false).open()?;
     let keep = match args.keep {
         KeepArg::Mine => Keep::Mine,
         KeepArg::Theirs => Keep::Theirs,
