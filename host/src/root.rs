@@ -33,8 +33,11 @@ pub(crate) fn prepare(root: &Path, create: bool) -> Result<PathBuf, Error> {
                 .into(),
         ));
     }
-    make(root, &outbox)
-        .map_err(|e| refuse(format!("it cannot be made or written to ({e}); give another with --root")))?;
+    if create {
+        make(root, &outbox).map_err(|e| {
+            refuse(format!("it cannot be made or written to ({e}); give another with --root"))
+        })?;
+    }
     #[cfg(unix)]
     Dir::of(root)
         .and_then(|dir| dir.restrict())
@@ -42,31 +45,34 @@ pub(crate) fn prepare(root: &Path, create: bool) -> Result<PathBuf, Error> {
     fs::canonicalize(root).map_err(|e| refuse(e.to_string()))
 }
 
+/// The lock's file comes last: where it is, all names above it are on the disk, whoever made them.
 fn make(root: &Path, outbox: &Path) -> std::io::Result<()> {
-    if outbox.is_dir() {
+    if fs::symlink_metadata(outbox.join(LOCK)).is_ok() {
         return Ok(());
     }
-    let root_is_new = !root.is_dir();
+    let (is_new, missing) = (!outbox.is_dir(), root.ancestors().take_while(|dir| is_missing(dir)).count());
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     builder.create(root)?;
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(outbox)?;
-    // There before anything is queued: a disk without inodes could not be emptied if replaying needed one.
-    Dir::of(root)?.open(LOCK, Access::Write)?;
     // What is queued in them is worth no more than their own names. (Directories cannot be opened for that
     // on Windows, whose file systems see to it themselves.)
-    #[cfg(unix)]
-    {
-        File::open(root)?.sync_all()?;
-        if root_is_new {
-            File::open(fs::canonicalize(root)?.join(".."))?.sync_all()?;
+    if cfg!(unix) {
+        for dir in fs::canonicalize(root)?.ancestors().take(1 + missing) {
+            File::open(dir)?.sync_all()?;
         }
     }
-    #[cfg(not(unix))]
-    let _ = root_is_new;
-    Ok(())
+    // There before anything is queued: a disk without inodes could not be emptied if replaying needed one.
+    match Dir::of(root)?.open(LOCK, Access::Write) {
+        Err(error) if is_new => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn is_missing(dir: &Path) -> bool {
+    !dir.as_os_str().is_empty() && !dir.is_dir()
 }
 
 /// How long the lock is waited for, in several tries: whoever asks who has it ([`Lock::holder`]) has it for a moment.
