@@ -21,6 +21,11 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
+    /// Whether it goes on. It ends without being asked to where its runtime does.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.has_changed().is_ok()
+    }
+
     /// Returns when it has ended, to everybody who waits for that.
     pub(crate) async fn ended(mut self) {
         while self.running.changed().await.is_ok() {}

@@ -130,7 +130,7 @@ impl Instances {
             }
         }
         if !self.0.letting_go.swap(true, Ordering::AcqRel) {
-            tokio::spawn(let_go(Arc::downgrade(&self.0)));
+            tokio::spawn(let_go(LettingGo(Arc::downgrade(&self.0))));
         }
     }
 
@@ -215,15 +215,26 @@ impl Inner {
     }
 }
 
+/// As long as a task waits to let go, which may be ended with its runtime.
+struct LettingGo(Weak<Inner>);
+
+impl Drop for LettingGo {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.letting_go.store(false, Ordering::Release);
+        }
+    }
+}
+
 /// Drops the instances once there was no call for a while.
-async fn let_go(instances: Weak<Inner>) {
+async fn let_go(instances: LettingGo) {
     let mut seen = None;
     loop {
         tokio::time::sleep(IDLE).await;
-        let Some(inner) = instances.upgrade() else { return };
+        let Some(inner) = instances.0.upgrade() else { return };
         let calls = inner.calls.load(Ordering::Relaxed);
         if seen.replace(calls) == Some(calls) {
-            inner.letting_go.store(false, Ordering::Release);
+            drop(instances);
             // Taken first, dropped then: a call that comes now does not wait for that. One that ends now may lose its
             // instance, too.
             let gone = std::mem::take(&mut *inner.idle());
@@ -294,6 +305,34 @@ mod tests {
             assert!(Instant::now() < until, "places stay");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    #[test]
+    fn a_handle_may_outlive_the_runtime_that_it_was_made_in() {
+        let root = tempfile::tempdir().unwrap();
+        let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let outbox = runtime().block_on(async {
+            let outbox = Outbox::builder(root.path()).upstream("http://127.0.0.1:9").start().unwrap();
+            queue(&outbox, 0).await;
+            assert!(outbox.status().await.unwrap().replaying);
+            outbox
+        });
+        runtime().block_on(async {
+            queue(&outbox, 1).await;
+            let until = Instant::now() + Duration::from_secs(60);
+            // A pass that was under way has the lock until its request has ended.
+            while outbox.status().await.unwrap().replaying {
+                assert!(Instant::now() < until, "it is said to be replayed");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            while outbox.0.queue.are_kept() {
+                assert!(Instant::now() < until, "instances are kept");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            outbox.start().unwrap();
+            assert!(outbox.status().await.unwrap().replaying);
+            outbox.shutdown().await;
+        });
     }
 
     #[tokio::test(flavor = "multi_thread")]

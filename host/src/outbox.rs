@@ -266,7 +266,7 @@ impl Outbox {
         self.queue(async move |queue, store| queue.call_retry(store, &name).await).await?;
         self.0.wake.notify_one();
         // What changes inside an entry is seen by nobody who watches. Where nobody replays, nobody is to be told.
-        if self.0.driver().is_none() {
+        if !self.0.is_driven() {
             let _ = self.wake_host();
         }
         Ok(())
@@ -329,11 +329,13 @@ impl Outbox {
     pub async fn status(&self) -> Result<Status, Error> {
         let counts = self.count().await?;
         let known = self.0.known().clone();
-        let holder = match self.0.driver().is_some() {
+        let is_driven = self.0.is_driven();
+        let holder = match is_driven {
             true => Some(Some(std::process::id())),
             false => Lock::holder(&self.0.recipe.root)?,
         };
-        let left = known.next_pass.map(|at| at.saturating_duration_since(std::time::Instant::now()));
+        let next_pass = known.next_pass.filter(|_| is_driven);
+        let left = next_pass.map(|at| at.saturating_duration_since(std::time::Instant::now()));
         Ok(Status {
             counts,
             replaying: holder.is_some() || root::leased(&self.0.recipe.root),
@@ -411,6 +413,10 @@ impl Inner {
 
     pub(crate) fn driver(&self) -> MutexGuard<'_, Option<Driver>> {
         self.driver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_driven(&self) -> bool {
+        self.driver().as_ref().is_some_and(Driver::is_running)
     }
 
     /// One pass. It holds the lock, too: it goes on for a while where its caller does not ([`Ends`]).
