@@ -102,11 +102,12 @@ impl Worker {
 
     /// Runs a job on the thread and awaits its result, which says whether its instance will be needed again. The job runs to
     /// its end also where nobody awaits that any more. `held` is let go of then, and not before an instance that is spent is
-    /// gone, and its requests with it.
+    /// gone. No request of that sends anything new from then on, but its connection may be open for a moment longer, and
+    /// what was handed to the system still arrives.
     pub(crate) async fn call<T, F>(
         &self,
         job: F,
-        needed: fn(&T) -> bool,
+        needed: fn(&Result<T, Error>) -> bool,
         held: impl Send + 'static,
     ) -> Result<T, Error>
     where
