@@ -41,6 +41,11 @@ impl Write {
             ));
         }
         let path = uri.path_and_query().map_or("", |path| path.as_str());
+        for name in [header::CONTENT_TYPE, header::IF_MATCH, header::IF_UNMODIFIED_SINCE] {
+            if parts.headers.get_all(&name).iter().nth(1).is_some() {
+                return Err(invalid("header", name.as_str(), "it is there more than once"));
+            }
+        }
         let mut write = Write::new(parts.method.as_str(), path);
         for (name, value) in &parts.headers {
             let text = || {
@@ -106,6 +111,18 @@ mod tests {
         assert_eq!(write.base_mod_time.as_deref(), Some("2024-05-01T08:00:00Z"));
         assert_eq!(write.content_type.as_deref(), Some("text/plain"));
         assert_eq!(write.headers, [("x-mine".to_owned(), "1".to_owned())]);
+        for (name, value) in [
+            ("If-Match", "\"v1\""),
+            ("If-Unmodified-Since", "Wed, 01 May 2024 08:00:00 GMT"),
+            ("Content-Type", "text/plain"),
+        ] {
+            let twice = http::Request::put("/a").header(name, value).header(name, value).body(()).unwrap();
+            let refused = Write::from_http(&twice.into_parts().0).unwrap_err().to_string();
+            assert!(
+                refused.contains(&name.to_lowercase()) && refused.contains("more than once"),
+                "{refused}"
+            );
+        }
         let absolute = http::Request::put("http://evil/x").body(()).unwrap();
         assert!(Write::from_http(&absolute.into_parts().0).is_err());
     }
