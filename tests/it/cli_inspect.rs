@@ -412,3 +412,19 @@ fn retry_and_drop_say_what_they_did_also_in_json() {
     assert_eq!(cli.ok(["drop", "--all", "--json"]), "");
     assert_eq!(cli.json(["drop", &later, "--json"]), json!({ "name": later, "done": "dropped" }));
 }
+
+#[test]
+fn why_an_entry_waits_cannot_command_the_terminal() {
+    let cli = Cli::new();
+    let id = cli.send(&["PUT", "/a"]);
+    cli.replay(&ReservedPort::new().url(), &[]);
+    let file = path(cli.root.path(), &format!("{id}/state.json"));
+    let mut state = json(&file);
+    state["last_error"] = json!("\u{1b}[2Jgone");
+    std::fs::write(&file, serde_json::to_vec(&state).unwrap()).unwrap();
+    for command in ["list", "status", "show"] {
+        let args = [command, &id];
+        let ran = cli.run(&args[..if command == "show" { 2 } else { 1 }]);
+        assert!(ran.stdout.contains("\u{fffd}[2Jgone"), "{ran:?}");
+    }
+}

@@ -169,7 +169,8 @@ pub async fn status(global: &Global, args: &StatusArgs) -> anyhow::Result<u8> {
     if let Some(oldest) = oldest {
         writeln!(out, "oldest: {} {}, queued {}", oldest.method, oldest.raw_uri, oldest.queued_at)?;
         if let Some(why) = &oldest.last_error {
-            writeln!(out, "        {} so far; last: {why}", attempts(oldest.attempts))?;
+            let (tried, why) = (attempts(oldest.attempts), text::printable(why));
+            writeln!(out, "        {tried} so far; last: {why}")?;
         }
     }
     match (status.replaying, status.pid) {
