@@ -433,7 +433,9 @@ impl Inner {
         let ends = Ends { shut_down: self.stop.subscribe(), waited_for, lock: lock.clone() };
         let (gone, sweeping) = sweep::beside(self.sweeper.clone());
         let job = async move |instance: &mut Instance| pass(instance, options, events, gone, ends).await;
-        let report = self.replayer.call(job, |report: &Report| report.remaining > 0, lock.clone()).await;
+        // Of one that failed, it is not known whether something waits.
+        let waits = |report: &_| !matches!(report, Ok(Report { remaining: 0, .. }));
+        let report = self.replayer.call(job, waits, lock.clone()).await;
         let _ = sweeping.await;
         if let Ok(report) = &report {
             self.events.tell(|| Event::Pass(report.clone()));
@@ -567,7 +569,16 @@ mod tests {
         assert_eq!(outbox.replay().await.unwrap().remaining, 1);
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert!(outbox.0.replayer.is_running());
+        // A sweep that failed leaves nothing to remember.
+        let fails = async |_: &mut Instance| Err::<(), _>(Error::NoSpace);
+        outbox.0.sweeper.call(fails, |_| false, ()).await.unwrap_err();
+        let until = Instant::now() + Duration::from_secs(60);
+        while outbox.0.sweeper.is_running() {
+            assert!(Instant::now() < until, "the sweeper is kept");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
+
     #[cfg(target_os = "linux")]
     #[tokio::test(flavor = "multi_thread")]
     async fn only_the_thread_that_sweeps_steps_back() {

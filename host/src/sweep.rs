@@ -40,7 +40,7 @@ async fn sweep(sweeper: Arc<Worker>, left: Arc<AtomicU32>, mut many_left: mpsc::
             Ok(swept?)
         };
         // What stays takes space only, until the next sweep.
-        if let Err(error) = sweeper.call(job, |()| false, ()).await {
+        if let Err(error) = sweeper.call(job, |_| false, ()).await {
             tracing::debug!("sweep: {error}");
         }
     }

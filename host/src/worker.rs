@@ -133,8 +133,8 @@ impl Worker {
                         drop(instance);
                         Left::Spent
                     }
-                    Ok(value) if !needed(value) => Left::Idle(instance),
-                    _ => Left::Needed(instance),
+                    result if needed(result) => Left::Needed(instance),
+                    _ => Left::Idle(instance),
                 };
                 drop(held);
                 if let Some(answer) = take(&answer) {
