@@ -31,7 +31,7 @@ pub(crate) fn unusable(root: &Path, name: &str, error: &io::Error) -> Error {
 #[cfg(unix)]
 mod imp {
     use super::{Access, OUTBOX_DIR, Path, io};
-    use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fstat, open, openat, renameat, unlinkat};
+    use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fstat, linkat, open, openat, renameat, unlinkat};
     use rustix::io::Errno;
     use std::fs::File;
     use std::os::fd::OwnedFd;
@@ -75,6 +75,10 @@ mod imp {
         pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
             Ok(renameat(&self.0, from, &self.0, to)?)
         }
+
+        pub(crate) fn link(&self, from: &str, to: &str) -> io::Result<()> {
+            Ok(linkat(&self.0, from, &self.0, to, AtFlags::empty())?)
+        }
     }
 }
 
@@ -107,6 +111,10 @@ mod imp {
 
         pub(crate) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
             fs::rename(self.0.join(from), self.0.join(to))
+        }
+
+        pub(crate) fn link(&self, from: &str, to: &str) -> io::Result<()> {
+            fs::hard_link(self.0.join(from), self.0.join(to))
         }
     }
 }

@@ -155,21 +155,26 @@ impl Held {
             return Ok(Ok(()));
         }
         state.due = SystemTime::now() + RENEW;
-        let found = match look(&self.root) {
-            // Of one that is held, what cannot be seen now is looked at again before it ends.
-            Err(error) if state.file.is_some() => return Ok(Err(error)),
-            found => found.map_err(|e| unusable(&self.root, LEASE, &e))?,
-        };
-        if let Some(refusal) = found.as_ref().and_then(Record::refusal) {
-            self.lost.send_replace(Some(refusal.clone()));
-            return Err(refusal);
-        }
         let record = Record::of_this_process();
-        let is_ours = found.is_some_and(|found| self.is_ours(&found));
-        let written = match &mut state.file {
-            // Into this very file: one who loses it at this moment does not write over his successor's.
-            Some(file) if is_ours => record.write(file),
-            _ => replace(&self.root, &record).map(|file| state.file = Some(file)),
+        let written = loop {
+            let found = match look(&self.root) {
+                // Of one that is held, what cannot be seen now is looked at again before it ends.
+                Err(error) if state.file.is_some() => return Ok(Err(error)),
+                found => found.map_err(|e| unusable(&self.root, LEASE, &e))?,
+            };
+            if let Some(refusal) = found.as_ref().and_then(Record::refusal) {
+                self.lost.send_replace(Some(refusal.clone()));
+                return Err(refusal);
+            }
+            let is_ours = found.as_ref().is_some_and(|found| self.is_ours(found));
+            break match &mut state.file {
+                // Into this very file: one who loses it at this moment does not write over his successor's.
+                Some(file) if is_ours => record.write(file),
+                _ => match put(&self.root, &record, found.is_some()) {
+                    Ok(None) => continue,
+                    put => put.map(|file| state.file = file),
+                },
+            };
         };
         self.lost.send_replace(None);
         Ok(written)
@@ -212,16 +217,25 @@ impl Drop for Lease {
     }
 }
 
-/// Puts a whole new file there, rather than writing into one whose owner may be asleep. Only whoever has the lock
-/// writes the temporary one.
-fn replace(root: &Path, record: &Record) -> std::io::Result<File> {
+/// Puts a whole new file there, rather than writing into one whose owner may be asleep. Where none was seen, and one has
+/// come meanwhile, that stays, and nothing is returned. Only whoever has the lock writes the temporary one.
+fn put(root: &Path, record: &Record, seen: bool) -> std::io::Result<Option<File>> {
     let dir = Dir::of(root)?;
     // Left by one who died.
     let _ = dir.remove(NEW);
     let mut file = dir.open(NEW, Access::New)?;
-    let replaced = record.write(&mut file).and_then(|()| dir.rename(NEW, LEASE));
-    replaced.inspect_err(|_| _ = dir.remove(NEW))?;
-    Ok(file)
+    let replace = || dir.rename(NEW, LEASE).map(|()| true);
+    let put = record.write(&mut file).and_then(|()| match seen {
+        true => replace(),
+        false => match dir.link(NEW, LEASE) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
+            // Not every file system has links.
+            Err(_) => replace(),
+        },
+    });
+    let _ = dir.remove(NEW);
+    Ok(put?.then_some(file))
 }
 
 async fn renew(held: Arc<Held>) {
@@ -239,7 +253,7 @@ mod tests {
 
     fn write(root: &Path, owner: &str, expires: SystemTime, locked: bool) {
         let expires = humantime::format_rfc3339_seconds(expires).to_string();
-        replace(root, &Record { owner: owner.into(), expires, locked }).map(drop).unwrap_or_default();
+        put(root, &Record { owner: owner.into(), expires, locked }, true).unwrap();
     }
 
     #[test]
@@ -270,6 +284,23 @@ mod tests {
             assert!(Lease::take(root.into()).is_ok(), "{seconds}");
             fs::write(&path, "torn").unwrap();
         }
+    }
+
+    #[test]
+    fn a_lease_that_comes_after_none_was_seen_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir(root.join(OUTBOX_DIR)).unwrap();
+        let ours = Record::of_this_process();
+        for seen in [false, true] {
+            write(root, "somebody", SystemTime::now() + Duration::from_secs(30), false);
+            assert_eq!(put(root, &ours, seen).unwrap().is_some(), seen);
+            assert_eq!(look(root).unwrap().unwrap().owner == ours.owner, seen);
+            assert_eq!(fs::read_dir(root.join(OUTBOX_DIR)).unwrap().count(), 1);
+        }
+        fs::remove_file(root.join(OUTBOX_DIR).join(LEASE)).unwrap();
+        assert!(put(root, &ours, false).unwrap().is_some());
+        assert_eq!(look(root).unwrap(), Some(ours));
     }
 
     #[test]
