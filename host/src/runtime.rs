@@ -72,7 +72,7 @@ impl Runtime {
         #[cfg(unix)]
         crate::listing::link(&mut linker)?;
         let pre = OutboxPre::new(linker.instantiate_pre(&component)?)?;
-        let clock = EpochClock::start(&engine);
+        let clock = EpochClock::start(&engine)?;
         Ok(Runtime(Arc::new(Shared {
             engine,
             pre,
@@ -136,10 +136,10 @@ impl Running {
 pub(crate) struct EpochGuard(Arc<Running>);
 
 impl EpochClock {
-    fn start(engine: &Engine) -> EpochClock {
+    fn start(engine: &Engine) -> std::io::Result<EpochClock> {
         let running = Arc::new(Running::default());
         let (weak, watched) = (engine.weak(), running.clone());
-        std::thread::spawn(move || {
+        let tick = move || {
             loop {
                 let mut guests = watched.guests();
                 guests.awaited = guests.running == 0;
@@ -156,8 +156,9 @@ impl EpochClock {
                     None => return,
                 }
             }
-        });
-        EpochClock { running }
+        };
+        std::thread::Builder::new().name("outbox-clock".into()).spawn(tick)?;
+        Ok(EpochClock { running })
     }
 
     pub(crate) fn guard(&self) -> EpochGuard {
@@ -190,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_clock_ends_when_it_is_dropped() {
-        let clock = EpochClock::start(&Engine::default());
+        let clock = EpochClock::start(&Engine::default()).unwrap();
         drop(clock.guard());
         let running = Arc::downgrade(&clock.running);
         drop(clock);
