@@ -323,6 +323,15 @@ impl Builder {
                 return refuse(what, 0, "nothing could be queued; give 1 or more, or none for no limit");
             }
         }
+        for (what, time) in [
+            ("connect_timeout", self.connect_timeout),
+            ("idle_timeout", self.idle_timeout),
+            ("deadline", self.limits.deadline),
+        ] {
+            if time.is_zero() {
+                return refuse(what, 0, "nothing can be done in no time; give more");
+            }
+        }
         Ok(())
     }
 

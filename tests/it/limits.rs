@@ -3,11 +3,12 @@
 use crate::cli::Cli;
 use crate::kit::{builder, path, replay, root, tree};
 use crate::upstream::{Reply, Seen, Upstream};
-use outbox_host::{Body, Builder, Error, Keep, Measure, Outbox, Write};
+use outbox_host::{Body, Builder, Error, Keep, Limits, Measure, Outbox, Write};
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// A block: what files and directories are counted in.
 const BLOCK: u64 = 4096;
@@ -212,11 +213,14 @@ async fn what_can_never_work_is_refused_before_anything_is_made() {
     let root = root();
     let outbox = root.path().join("new");
     type Set = fn(Builder) -> Builder;
-    let cases: [(Set, &str, &str); 4] = [
+    let cases: [(Set, &str, &str); 7] = [
         (|b| b.concurrency(0), "concurrency", "0"),
         (|b| b.concurrency(257), "concurrency", "257"),
         (|b| b.max_entries(0), "max_entries", "0"),
         (|b| b.max_bytes(0), "max_bytes", "0"),
+        (|b| b.connect_timeout(Duration::ZERO), "connect_timeout", "0"),
+        (|b| b.idle_timeout(Duration::ZERO), "idle_timeout", "0"),
+        (|b| b.limits(Limits { deadline: Duration::ZERO, ..Limits::default() }), "deadline", "0"),
     ];
     for (set, name, given) in cases {
         match set(builder(&outbox).upstream("http://127.0.0.1:9")).start() {
