@@ -61,7 +61,7 @@ impl Origin {
             "https" => 443,
             _ => return None,
         };
-        let authority: &Authority = uri.authority()?;
+        let authority: &Authority = uri.authority().filter(|authority| !authority.as_str().contains('@'))?;
         let host = authority.host().to_ascii_lowercase();
         let port = match authority.port() {
             Some(port) => Some(port.as_u16()),
@@ -186,6 +186,8 @@ mod tests {
             "http://example.org.evil/",
             "http://evil/example.org",
             "http://sub.example.org/",
+            "http://somebody@example.org/",
+            "http://somebody:s3cret@example.org:80/",
         ] {
             assert!(!same(other), "{other}");
         }
