@@ -97,12 +97,6 @@ pub struct Builder {
     runtime_options: RuntimeOptions,
 }
 
-impl std::fmt::Debug for Runtime {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Runtime(..)")
-    }
-}
-
 impl Builder {
     pub(crate) fn new(root: &Path) -> Builder {
         Builder {
@@ -297,10 +291,8 @@ impl Builder {
         };
         let env = Arc::new(self.env());
         let disk = if self.durability == Durability::Full { Disk::of(&root.join(OUTBOX_DIR)) } else { None };
-        Outbox::open(
-            Recipe { runtime, root, env, egress, limits: self.limits, many, watch: self.watch },
-            disk,
-        )
+        let recipe = Recipe { runtime, root, env, egress, limits: self.limits, many, watch: self.watch };
+        Ok(Outbox::of(recipe, disk))
     }
 
     /// Opens the outbox and starts it: [`Outbox::start`].
@@ -312,9 +304,8 @@ impl Builder {
 
     /// Refuses what no guest could be started with.
     fn check(&self) -> Result<(), Error> {
-        let refuse = |what: &str, value: u64, reason: &str| {
-            Err(Error::Invalid { what: what.into(), value: value.to_string(), reason: reason.into() })
-        };
+        let refuse =
+            |what: &str, value: u64, reason: &str| Err(Error::invalid(what, &value.to_string(), reason));
         if !(1..=MAX_CONCURRENCY).contains(&self.concurrency) {
             return refuse("concurrency", self.concurrency as u64, "it is from 1 to 256 requests at once");
         }

@@ -33,30 +33,21 @@ impl Credential {
 
     /// A bearer token (RFC 6750 section 2.1).
     pub fn bearer(token: &str) -> Result<Credential, Error> {
-        Credential::of_token(token).map_err(|reason| Error::Invalid {
-            what: "bearer token".into(),
-            value: String::new(),
-            reason: reason.into(),
-        })
-    }
-
-    fn of_token(token: &str) -> Result<Credential, &'static str> {
-        let value = bearer(token)?;
-        Ok(Credential::from_fn(move || Some(value.clone())))
+        Credential::of_token(token, "bearer token", "")
     }
 
     /// The bearer token in an environment variable.
     pub fn from_env(name: &str) -> Result<Credential, Error> {
-        let token = std::env::var(name).map_err(|_| Error::Invalid {
-            what: "bearer variable".into(),
-            value: name.into(),
-            reason: "it is not set, or not as text".into(),
-        })?;
-        Credential::of_token(&token).map_err(|reason| Error::Invalid {
-            what: "bearer variable".into(),
-            value: name.into(),
-            reason: reason.into(),
-        })
+        let what = "bearer variable";
+        let token =
+            std::env::var(name).map_err(|_| Error::invalid(what, name, "it is not set, or not as text"))?;
+        Credential::of_token(&token, what, name)
+    }
+
+    /// That of a token which is in this.
+    fn of_token(token: &str, what: &str, name: &str) -> Result<Credential, Error> {
+        let value = bearer(token).map_err(|reason| Error::invalid(what, name, reason))?;
+        Ok(Credential::from_fn(move || Some(value.clone())))
     }
 
     /// The bearer token in a file, whose blanks at the end do not count. It is read again when the upstream
@@ -65,13 +56,10 @@ impl Credential {
     pub fn from_file(path: &Path) -> Result<Credential, Error> {
         let path: PathBuf = path.into();
         let read = move || {
-            let unusable = |reason: String| {
-                let (what, value) = ("bearer file".into(), path.display().to_string());
-                Error::Invalid { what, value, reason }
-            };
+            let unusable = |reason: &str| Error::invalid("bearer file", &path.display().to_string(), reason);
             let text =
-                std::fs::read_to_string(&path).map_err(|e| unusable(format!("it cannot be read: {e}")))?;
-            bearer(text.trim_end()).map_err(|reason| unusable(reason.into()))
+                std::fs::read_to_string(&path).map_err(|e| unusable(&format!("it cannot be read: {e}")))?;
+            bearer(text.trim_end()).map_err(unusable)
         };
         let last = Mutex::new(read()?);
         Ok(Credential::from_fn(move || {

@@ -37,8 +37,7 @@ pub(crate) fn start(outbox: &Outbox, watched: bool) -> Result<(), Error> {
     let inner = outbox.0.clone();
     // Held meanwhile, so that a shutdown either is seen here or sees the driver.
     let mut driver = outbox.0.driver();
-    inner.refuse_after_stop()?;
-    let lock = Arc::new(Lock::take(inner.root())?);
+    let lock = inner.lock()?;
     let watch = watched.then(|| inner.watches().watch(inner.root(), inner.wake.clone()));
     let watch = match watch.transpose() {
         Ok(watch) => watch,

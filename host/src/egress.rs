@@ -33,12 +33,20 @@ pub struct Origin {
     port: u16,
 }
 
+/// Why nothing can be replayed where no upstream was given.
+pub(crate) fn no_upstream() -> Error {
+    Error::invalid("upstream", "", "none is set; give its URL with --upstream or OUTBOX_UPSTREAM")
+}
+
 impl Origin {
     /// Reads an upstream's URL: http or https, a host, optionally a port and a path prefix.
     pub fn of_upstream(url: &str) -> Result<Origin, Error> {
+        if url.is_empty() {
+            return Err(no_upstream());
+        }
         let refuse = |reason: &str| {
-            let value = if url.contains('@') { String::new() } else { url.to_owned() };
-            Error::Invalid { what: "upstream".into(), value, reason: reason.into() }
+            let value = if url.contains('@') { "" } else { url };
+            Error::invalid("upstream", value, reason)
         };
         let has_credentials = url.split_once("://").is_some_and(|(_, rest)| {
             rest.split(['/', '?', '#']).next().is_some_and(|authority| authority.contains('@'))

@@ -77,6 +77,12 @@ pub enum Error {
     ShutDown,
 }
 
+impl Error {
+    pub(crate) fn invalid(what: &str, value: &str, reason: &str) -> Error {
+        Error::Invalid { what: what.into(), value: value.into(), reason: reason.into() }
+    }
+}
+
 impl std::error::Error for Error {}
 
 impl fmt::Display for Error {

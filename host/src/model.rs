@@ -77,6 +77,17 @@ pub enum Place {
     Corrupt,
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Place::Pending => "pending",
+            Place::Conflict => "conflict",
+            Place::Rejected => "rejected",
+            Place::Corrupt => "corrupt",
+        })
+    }
+}
+
 /// The reply that ended an entry's way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reply {

@@ -7,6 +7,7 @@ use crate::body::{self, Body, Kind};
 use crate::builder::Builder;
 use crate::disk::Disk;
 use crate::driver::{self, Driver};
+use crate::egress;
 use crate::gather::Gather;
 use crate::instances::Instances;
 use crate::model::{Counts, Delivery, Entry, Event, Finding, Health, Item, Report, Resume, Usage};
@@ -125,7 +126,7 @@ impl Outbox {
         Builder::new(root.as_ref())
     }
 
-    pub(crate) fn open(recipe: Recipe, disk: Option<Disk>) -> Result<Outbox, Error> {
+    pub(crate) fn of(recipe: Recipe, disk: Option<Disk>) -> Outbox {
         let stop = watch::Sender::new(false);
         let handles = Arc::new(Handles(stop.clone()));
         let inner = Inner {
@@ -140,7 +141,7 @@ impl Outbox {
             known: Mutex::default(),
             driver: Mutex::default(),
         };
-        Ok(Outbox(Arc::new(inner), handles))
+        Outbox(Arc::new(inner), handles)
     }
 
     /// Queues the write that a request asks for; its If-Match, If-None-Match: * or If-Unmodified-Since say
@@ -287,31 +288,20 @@ impl Outbox {
     /// Replays in the background from now on: at once, then at ticks and wakes. Whoever wants to see everything that
     /// happens subscribes before. Fails where another host replays this root.
     pub fn start(&self) -> Result<(), Error> {
-        if !self.0.recipe.egress.leads_out() {
-            return Err(Error::Invalid {
-                what: "upstream".into(),
-                value: String::new(),
-                reason: "none is set; give its URL with --upstream or OUTBOX_UPSTREAM".into(),
-            });
-        }
         driver::start(self, self.0.recipe.watch)
     }
 
     /// Makes one pass now, on demand. Fails where some host is already replaying this root. Where this future is dropped, the
     /// pass starts nothing further, and has the lock until the request in flight has ended, or its 10 s are over.
     pub async fn replay(&self) -> Result<Report, Error> {
-        self.0.refuse_after_stop()?;
-        let lock = Arc::new(Lock::take(&self.0.recipe.root)?);
-        self.0.pass(&lock, true, None).await
+        self.0.pass(&self.0.lock()?, true, None).await
     }
 
     /// Makes one pass as the driver does at a tick, on what the last one said: after one that found the upstream away,
     /// one request, and nothing is looked at. For programs with a timer of their own. Fails as
     /// [`Outbox::replay`] does.
     pub async fn tick(&self, last: &Report) -> Result<Report, Error> {
-        self.0.refuse_after_stop()?;
-        let lock = Arc::new(Lock::take(&self.0.recipe.root)?);
-        self.0.pass(&lock, false, Some(last.resume.clone())).await
+        self.0.pass(&self.0.lock()?, false, Some(last.resume.clone())).await
     }
 
     /// Asks the driver for a pass now; forgets the upstream's backoff. Wakes that come together are one.
@@ -403,8 +393,15 @@ impl Inner {
         &self.recipe.runtime.0.watches
     }
 
-    pub(crate) fn refuse_after_stop(&self) -> Result<(), Error> {
-        if *self.stop.borrow() { Err(Error::ShutDown) } else { Ok(()) }
+    /// The right to replay, where there is an upstream, and before the outbox is stopped.
+    pub(crate) fn lock(&self) -> Result<Arc<Lock>, Error> {
+        if !self.recipe.egress.leads_out() {
+            return Err(egress::no_upstream());
+        }
+        if *self.stop.borrow() {
+            return Err(Error::ShutDown);
+        }
+        Ok(Arc::new(Lock::take(&self.recipe.root)?))
     }
 
     pub(crate) fn known(&self) -> MutexGuard<'_, Known> {

@@ -192,7 +192,7 @@ fn tls(dial: &Dial) -> Result<ClientConfig, Error> {
     }
     if let Some(path) = &dial.ca {
         for certificate in read_ca(path)? {
-            roots.add(certificate).map_err(|e| unusable_ca(path, e.to_string()))?;
+            roots.add(certificate).map_err(|e| unusable_ca(path, &e.to_string()))?;
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -204,18 +204,16 @@ fn tls(dial: &Dial) -> Result<ClientConfig, Error> {
     Ok(config)
 }
 
-fn unusable_ca(path: &Path, reason: String) -> Error {
-    Error::Invalid { what: "CA file".into(), value: path.display().to_string(), reason }
+fn unusable_ca(path: &Path, reason: &str) -> Error {
+    Error::invalid("CA file", &path.display().to_string(), reason)
 }
 
 fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     match certificates {
-        Ok(certificates) if certificates.is_empty() => {
-            Err(unusable_ca(path, "it has no certificate in PEM".into()))
-        }
+        Ok(certificates) if certificates.is_empty() => Err(unusable_ca(path, "it has no certificate in PEM")),
         Ok(certificates) => Ok(certificates),
-        Err(e) => Err(unusable_ca(path, e.to_string())),
+        Err(e) => Err(unusable_ca(path, &e.to_string())),
     }
 }
 

@@ -22,6 +22,12 @@ pub(crate) const EPOCH: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub struct Runtime(pub(crate) Arc<Shared>);
 
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Runtime(..)")
+    }
+}
+
 pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) pre: OutboxPre<State>,

@@ -34,7 +34,7 @@ impl Write {
     pub fn from_http(parts: &http::request::Parts) -> Result<Write, Error> {
         let uri = &parts.uri;
         if uri.authority().is_some() {
-            return Err(invalid(
+            return Err(Error::invalid(
                 "URI",
                 &uri.to_string(),
                 "it names a host; give a path, the upstream is the host",
@@ -43,7 +43,7 @@ impl Write {
         let path = uri.path_and_query().map_or("", |path| path.as_str());
         for name in [header::CONTENT_TYPE, header::IF_MATCH, header::IF_UNMODIFIED_SINCE] {
             if parts.headers.get_all(&name).iter().nth(1).is_some() {
-                return Err(invalid("header", name.as_str(), "it is there more than once"));
+                return Err(Error::invalid("header", name.as_str(), "it is there more than once"));
             }
         }
         let mut write = Write::new(parts.method.as_str(), path);
@@ -51,7 +51,7 @@ impl Write {
             let text = || {
                 let text = std::str::from_utf8(value.as_bytes());
                 text.map(str::to_owned)
-                    .map_err(|_| invalid("header", name.as_str(), "its value is not UTF-8"))
+                    .map_err(|_| Error::invalid("header", name.as_str(), "its value is not UTF-8"))
             };
             match *name {
                 header::HOST | header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::CONNECTION => {}
@@ -69,12 +69,8 @@ impl Write {
 /// An HTTP date as RFC 3339.
 fn date(text: &str) -> Result<String, Error> {
     let at = httpdate::parse_http_date(text)
-        .map_err(|_| invalid("If-Unmodified-Since", text, "it is no HTTP date"))?;
+        .map_err(|_| Error::invalid("If-Unmodified-Since", text, "it is no HTTP date"))?;
     Ok(humantime::format_rfc3339_seconds(at).to_string())
-}
-
-fn invalid(what: &str, value: &str, reason: &str) -> Error {
-    Error::Invalid { what: what.into(), value: value.into(), reason: reason.into() }
 }
 
 impl From<Write> for Request {

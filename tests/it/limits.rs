@@ -229,4 +229,8 @@ async fn what_can_never_work_is_refused_before_anything_is_made() {
         }
         assert!(!outbox.exists());
     }
+    let nowhere = builder(root.path()).open().unwrap();
+    for refused in [nowhere.start(), nowhere.replay().await.map(drop)] {
+        assert!(matches!(&refused, Err(Error::Invalid { what, .. }) if what == "upstream"), "{refused:?}");
+    }
 }

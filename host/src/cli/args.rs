@@ -299,14 +299,9 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 impl UpstreamArgs {
     pub fn apply(&self, builder: Builder) -> Result<Builder, Error> {
-        let upstream =
-            self.upstream.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| Error::Invalid {
-                what: "upstream".into(),
-                value: String::new(),
-                reason: "none is set; give its URL with --upstream or OUTBOX_UPSTREAM".into(),
-            })?;
         let mut builder = builder
-            .upstream(upstream)
+            // Without one, the empty URL is refused.
+            .upstream(self.upstream.as_deref().unwrap_or_default())
             .concurrency(self.concurrency.into())
             .order(match self.order {
                 OrderArg::Path => Order::Path,

@@ -169,7 +169,7 @@ pub async fn status(global: &Global, args: &StatusArgs) -> anyhow::Result<u8> {
     if let Some(oldest) = oldest {
         writeln!(out, "oldest: {} {}, queued {}", oldest.method, oldest.raw_uri, oldest.queued_at)?;
         if let Some(why) = &oldest.last_error {
-            let (tried, why) = (attempts(oldest.attempts), text::printable(why));
+            let (tried, why) = (text::attempts(oldest.attempts), text::printable(why));
             writeln!(out, "        {tried} so far; last: {why}")?;
         }
     }
@@ -179,10 +179,6 @@ pub async fn status(global: &Global, args: &StatusArgs) -> anyhow::Result<u8> {
         (false, _) => writeln!(out, "nobody replays it; start 'outbox run'")?,
     }
     Ok(code)
-}
-
-fn attempts(n: u32) -> String {
-    if n == 1 { "1 attempt".into() } else { format!("{n} attempts") }
 }
 
 pub async fn verify(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {

@@ -1,6 +1,6 @@
 //! How things are written for people.
 
-use outbox_host::{Delivery, Entry, Health, Item, Outcome, Place, Report};
+use outbox_host::{Delivery, Entry, Health, Item, Outcome, Report};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
@@ -28,28 +28,26 @@ pub fn entry_table(out: &mut impl Write, entries: &[Entry]) -> io::Result<()> {
         let size = e.body_len.map_or("no body".into(), size);
         writeln!(out, "{}  {:<7} {:>10}  {}  {}", e.id, e.method, size, e.queued_at, e.raw_uri)?;
         if e.attempts > 0 {
-            let tries = if e.attempts == 1 { "1 attempt".into() } else { format!("{} attempts", e.attempts) };
             let why = e.last_error.as_deref().unwrap_or("no reason noted");
             let due = e.not_before.as_ref().map(|at| format!("; not before {at}")).unwrap_or_default();
-            writeln!(out, "    {tries}: {}{due}", printable(why))?;
+            writeln!(out, "    {}: {}{due}", attempts(e.attempts), printable(why))?;
         }
     }
     Ok(())
 }
 
+/// So many attempts.
+pub fn attempts(n: u32) -> String {
+    if n == 1 { "1 attempt".into() } else { format!("{n} attempts") }
+}
+
 /// Everything about an entry.
 pub fn item(out: &mut impl Write, item: &Item) -> io::Result<()> {
-    let place = match item.place {
-        Place::Pending => "pending",
-        Place::Conflict => "conflict",
-        Place::Rejected => "rejected",
-        Place::Corrupt => "corrupt",
-    };
     writeln!(out, "{}", item.name)?;
     let mut line = |name: &str, value: &str| writeln!(out, "  {name:<16} {}", printable(value));
     match &item.since {
-        Some(since) => line("place", &format!("{place}, since {since}"))?,
-        None => line("place", place)?,
+        Some(since) => line("place", &format!("{}, since {since}", item.place))?,
+        None => line("place", &item.place.to_string())?,
     }
     if let Some(reason) = &item.reason {
         line("reason", reason)?;
