@@ -68,8 +68,9 @@ pub struct Ahead {
     newest: Option<EntryId>,
     /// The greatest that is known to have been given out to a writer.
     latest: Option<EntryId>,
-    /// The same when the queue was last listed.
+    /// The same when the queue was last listed, and when it was listed before that.
     listed_after: Option<EntryId>,
+    listed_before: Option<EntryId>,
     /// The last ids given out, one a writer.
     noted: Vec<EntryId>,
     /// The first that is for the next pass, with all after it.
@@ -89,6 +90,7 @@ impl Ahead {
             newest: unread.back().copied(),
             latest: unread.back().copied(),
             listed_after: unread.back().copied(),
+            listed_before: None,
             noted: Vec::new(),
             late: None,
             unread,
@@ -113,10 +115,18 @@ impl Ahead {
         self.unread.len() + self.read.len()
     }
 
-    /// Leaves out an entry that had its turn before the queue was listed.
-    pub fn skip(&mut self, id: EntryId) {
-        self.unread.retain(|unread| *unread != id);
+    /// Leaves out an entry that had its turn before the queue was listed; whether it is there.
+    pub fn skip(&mut self, id: EntryId) -> bool {
         self.handed.insert(id);
+        let place = self.unread.binary_search(&id);
+        place.is_ok_and(|place| self.unread.remove(place).is_some())
+    }
+
+    /// Leaves out what comes before an entry, and that.
+    pub fn skip_to(&mut self, id: EntryId) {
+        self.unread.drain(..self.unread.partition_point(|unread| *unread <= id));
+        self.offered = Some(id);
+        self.forgotten = true;
     }
 
     /// An entry that was given out has left the queue.
@@ -221,14 +231,15 @@ impl Ahead {
         next
     }
 
-    /// Looks for what was published after the queue had been listed although its id is smaller than another's that was
-    /// listed: its writer was slower. Whether there is any.
+    /// Looks for what was published after the queue had been listed although its id had been given out before: its writer
+    /// was slower. Whether there is any. What was not there twice is not looked for again.
     fn refresh_by_notes(&mut self, queue: &Queue, of: &Entry, added: &mut u64) -> bool {
         let mut found = false;
         for id in std::mem::take(&mut self.noted) {
-            if id > of.id && Some(id) <= self.newest && !self.knows(id) {
-                *added += self.catch_up(queue, id);
-                found = true;
+            if id > of.id && Some(id) > self.listed_before && !self.knows(id) {
+                let more = self.catch_up(queue, id);
+                *added += more;
+                found |= more > 0;
             }
         }
         self.read_on(queue);
@@ -268,7 +279,9 @@ impl Ahead {
                 1
             }
             loaded => {
-                self.overtaken.push((id, None));
+                if let Err(Unloadable::Io(_)) = loaded {
+                    self.overtaken.push((id, None));
+                }
                 self.overtook = true;
                 self.keep(loaded);
                 self.hand(id);
@@ -357,22 +370,23 @@ impl Ahead {
         if now < due && self.latest <= self.listed_after {
             return 0;
         }
-        // What was given out before and is not there is gone, or still being written: then it is found when that is due.
-        self.listed_after = self.latest;
+        self.listed_before = std::mem::replace(&mut self.listed_after, self.latest);
         // What cannot be listed now is left to the next pass.
         let mut listed = queue.ids().unwrap_or_default();
         if listed.iter().any(|id| Some(*id) > self.newest || !self.knows(*id)) {
             listed = listing::complete(queue, listed).unwrap_or_default();
         }
         let count = listed.partition_point(|id| Some(*id) <= self.newest);
-        let fresh = listed.split_off(count);
+        let mut fresh = listed.split_off(count);
+        let newest = fresh.last().copied();
+        fresh.retain(|id| !self.knows(*id));
         let mut added = 0;
         for id in listed {
             if !self.knows(id) {
                 added += self.catch_up(queue, id);
             }
         }
-        self.newest = fresh.last().copied().or(self.newest);
+        self.newest = newest.or(self.newest);
         self.latest = self.latest.max(self.newest);
         self.listed_after = self.listed_after.max(self.newest);
         self.listed_at = monotonic_clock::now();

@@ -184,7 +184,7 @@ fn pass(wake: bool, resume: Option<Resume>, always: bool, lease: Option<Rc<Lease
     Ok(report)
 }
 
-/// How often the loop looks whether something was queued meanwhile; one look is one system call.
+/// How often the loop looks whether something was queued meanwhile.
 const LOOK: Duration = Duration::from_secs(2);
 
 fn run() -> Result<()> {
@@ -193,6 +193,7 @@ fn run() -> Result<()> {
     let mut wake = true;
     let mut resume = None;
     loop {
+        let noted = notes();
         let report = match pass(wake, resume.take(), false, lease.clone()) {
             Ok(report) => report,
             // Nothing that is set wrong in the environment gets better by waiting; and who has lost the lease has
@@ -200,17 +201,24 @@ fn run() -> Result<()> {
             Err(error @ (Error::Configuration(_) | Error::AnotherReplays(_))) => return Err(error),
             Err(error) => {
                 complain(&error);
-                wake = sleep(crate::backoff::TICK, lease.as_deref())?;
+                wake = sleep(crate::backoff::TICK, lease.as_deref(), &noted)?;
                 continue;
             }
         };
-        wake = sleep(Duration::from_millis(report.next_delay_ms).max(SOON), lease.as_deref())?;
+        wake = sleep(Duration::from_millis(report.next_delay_ms).max(SOON), lease.as_deref(), &noted)?;
         resume = Some(report.resume);
     }
 }
 
-/// Waits, but not longer than until the queue's directory changes; whether it did.
-fn sleep(delay: Duration, lease: Option<&Lease>) -> Result<bool> {
+/// What writers have noted: each id that they gave out.
+fn notes() -> Option<Vec<u8>> {
+    let name = format!("{}/{}", layout::OUTBOX_DIR, layout::NEWEST);
+    Dir::root().ok()?.read(&name, layout::NOTES_LEN).ok()
+}
+
+/// Waits, but not longer than until the queue's directory changes, or what is noted differs from what was before the pass
+/// (which changes the directory, too, so that its time does not tell what came meanwhile); whether it did.
+fn sleep(delay: Duration, lease: Option<&Lease>, noted: &Option<Vec<u8>>) -> Result<bool> {
     let changed = || -> Option<(u64, u32)> {
         let at = Dir::root().ok()?.stat(layout::OUTBOX_DIR).ok()?.data_modification_timestamp?;
         Some((at.seconds, at.nanoseconds))
@@ -224,7 +232,7 @@ fn sleep(delay: Duration, lease: Option<&Lease>) -> Result<bool> {
         if let Some(lease) = lease {
             lease.keep()?;
         }
-        if changed() != before {
+        if changed() != before || notes() != *noted {
             return Ok(true);
         }
     }

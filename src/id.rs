@@ -16,11 +16,15 @@ impl EntryId {
     /// The id for `now` (Unix nanoseconds) with these random bits, moved past `newest`, the greatest id
     /// there is: the clock may have been set back.
     pub fn after(newest: Option<EntryId>, now: u64, random: u32) -> EntryId {
-        let nanos = match newest {
-            Some(newest) if newest.nanos >= now => newest.nanos.saturating_add(1),
-            _ => now,
-        };
-        EntryId { nanos, random: random & RANDOM_MASK }
+        let random = random & RANDOM_MASK;
+        match newest.filter(|newest| newest.nanos >= now) {
+            None => EntryId { nanos: now, random },
+            Some(newest) => match newest.nanos.checked_add(1) {
+                Some(nanos) => EntryId { nanos, random },
+                // No clock says that, but a name may.
+                None => EntryId { nanos: u64::MAX, random: (newest.random + 1).min(RANDOM_MASK) },
+            },
+        }
     }
 
     /// Reads an id's text; none unless it is exactly one.

@@ -65,7 +65,7 @@ pub struct Pass {
     report: Report,
     /// To be tried first, alone, before the queue is listed.
     probe: Option<EntryId>,
-    /// The same, once it had its turn.
+    /// The same, once it was tried, as long as it has not left the queue.
     probed: Option<EntryId>,
     /// The upstream has answered in this pass.
     answered: bool,
@@ -203,7 +203,7 @@ impl Pass {
         if self.next.is_none() && self.answered && !self.stopping {
             self.next = self.next_entry()?;
         }
-        self.removals.sync_when_due(&self.queue)?;
+        self.removals.sync_when_due(&self.queue);
         Ok(self.removals.erase_some(&self.queue))
     }
 
@@ -305,8 +305,11 @@ impl Pass {
             let _ = self.queue.sweep();
             let mut ahead = Ahead::list(&self.queue)?;
             self.report.remaining = ahead.count() as u64;
-            if let Some(probed) = self.probed {
-                ahead.skip(probed);
+            if let Some(probed) = self.probed
+                && !ahead.skip(probed)
+            {
+                // It was dropped, and is counted until its turn is over.
+                self.report.remaining += 1;
             }
             self.ahead = Some(ahead);
         }
@@ -348,6 +351,7 @@ impl Pass {
 
     /// An entry has left the queue.
     fn left(&mut self, id: EntryId) {
+        self.probed.take_if(|probed| *probed == id);
         self.report.remaining = self.report.remaining.saturating_sub(1);
         if let Some(ahead) = &mut self.ahead {
             ahead.gone(id);
@@ -417,7 +421,7 @@ impl Pass {
         // What it inherits may be known in memory only, so it does not wait where that fails.
         if !self.config.original {
             let keys = self.concerns(&turn, &entry.meta);
-            let _ = self.removals.settle_before(&self.queue, &keys);
+            self.removals.settle_before(&self.queue, &keys, entry.is_addition());
         }
         let draft = self.body(&entry).and_then(|body| self.draft(&entry, body));
         Prepared { entry, turn, draft, at: monotonic_clock::now() }

@@ -14,7 +14,7 @@ use crate::layout::{
 };
 use crate::meta::{Meta, to_json};
 use crate::precondition::{Base, Validator};
-use crate::queue::{self, Entry, Queue};
+use crate::queue::{self, Entry, PAGE, Queue};
 use crate::response::Response;
 use crate::state::State;
 use crate::{Error, Result};
@@ -190,10 +190,6 @@ pub fn newest(queue: &Queue) -> Result<Option<EntryId>> {
     }
     Ok(newest)
 }
-
-/// Bytes of records that a page has at most, unless its first item alone has more: replies are long, a server may refuse
-/// any number of writes, and all of them at once would not fit in memory.
-const PAGE: u64 = 2 * 1024 * 1024;
 
 /// What was set aside, oldest first: at most `limit` of it, what comes after the name `after` where that is given.
 pub fn page(queue: &Queue, after: Option<&str>, limit: u32) -> Result<Vec<Item>> {
@@ -413,12 +409,13 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
         Place::Conflict | Place::Rejected => {
             let state = dir.read(&at.path(STATE), MAX_RECORD).ok();
             let validator = state.and_then(|json| State::parse(&json).ok()).and_then(|state| state.validator);
-            dir.remove(&at.path(STATE))?;
             if validator.is_some() {
                 // The version that it inherited from an edit before it.
                 let state = State { validator, ..State::default() };
-                dir.write(&at.path(STATE), &to_json(&state), queue.sync)?;
+                queue.replace_state(dir, &at.path(STATE), &state)?;
                 sync_entry(queue, dir, &at.name)?;
+            } else {
+                dir.remove(&at.path(STATE))?;
             }
             dir.rename(&at.name, &queue.dir, &at.id.to_string())?;
             // Not before: without it, a conflict that could not be moved would have lost the server's version.
@@ -440,6 +437,7 @@ pub fn drop_entry(queue: &Queue, name: &str) -> Result<()> {
     {
         // The edit that would have followed this one follows the one before it now.
         let mut ahead = Ahead::list(queue)?;
+        ahead.skip_to(at.id);
         for id in ahead.successors(queue, &entry).0 {
             let Some(next) = ahead.entry(id) else { continue };
             next.state.validator = Some(validator.clone());

@@ -43,6 +43,10 @@ pub struct Queue {
     looked_at: Cell<Option<u64>>,
 }
 
+/// Bytes of records that a page of entries has at most, unless its first alone has more: all of them at once would not fit
+/// in memory.
+pub const PAGE: u64 = 2 * 1024 * 1024;
+
 /// A pending entry, read and found sound. Its body is looked at when it is opened.
 #[derive(Debug)]
 pub struct Entry {
@@ -58,6 +62,11 @@ impl Entry {
     /// The version that it is to replace: what an earlier edit of ours made, or else what its author had seen.
     pub fn base(&self) -> Base {
         self.state.validator.as_ref().map_or_else(|| Base::of(&self.meta), |validator| validator.base())
+    }
+
+    /// Whether it adds something to its resource, whatever that is: a POST without a base.
+    pub fn is_addition(&self) -> bool {
+        self.meta.method == "POST" && self.base() == Base::Any
     }
 }
 
@@ -176,12 +185,16 @@ impl Queue {
 
     /// Replaces an entry's state.json. A power failure may bring the old one back.
     pub fn save_state(&self, id: EntryId, state: &State) -> Result<()> {
+        self.replace_state(&self.dir, &format!("{id}/{STATE}"), state)
+    }
+
+    /// The same wherever the entry is.
+    pub fn replace_state(&self, dir: &Dir, path: &str, state: &State) -> Result<()> {
         let staging = self.staging()?;
         // Under a name of its own: a pass and an operator may write the same entry's at once.
-        let new = format!("{id}.{}", hex::encode(get_random_bytes(8)));
-        let replaced = staging
-            .write(&new, &to_json(state), self.sync)
-            .and_then(|()| staging.rename(&new, &self.dir, &format!("{id}/{STATE}")));
+        let new = format!("{STATE}.{}", hex::encode(get_random_bytes(8)));
+        let replaced =
+            staging.write(&new, &to_json(state), self.sync).and_then(|()| staging.rename(&new, dir, path));
         // Half a file helps nobody, least of all on a full disk.
         Ok(replaced.inspect_err(|_| _ = staging.unlink(&new))?)
     }
@@ -346,18 +359,15 @@ impl Queue {
     pub fn pending(&self, after: Option<EntryId>, limit: u32) -> Result<Vec<types::Entry>> {
         let ids = self.ids()?;
         let rest = ids.into_iter().filter(|id| after.is_none_or(|after| *id > after));
-        let mut entries = Vec::new();
+        let (mut entries, mut weight) = (Vec::new(), 0);
         for id in rest {
-            if entries.len() >= limit as usize {
+            if entries.len() >= limit as usize || weight > PAGE {
                 break;
             }
-            match self.load(id) {
-                Ok(entry) => {
-                    let body_len = self.dir.stat(&format!("{id}/{BODY}")).ok().map(|stat| stat.size);
-                    entries.push(describe(id, entry.meta, entry.state, body_len));
-                }
-                Err(Unloadable::Io(error)) => return Err(error),
-                Err(_) => {}
+            if let Ok(entry) = self.load(id) {
+                weight += entry.meta.weight() as u64;
+                let body_len = self.dir.stat(&format!("{id}/{BODY}")).ok().map(|stat| stat.size);
+                entries.push(describe(id, entry.meta, entry.state, body_len));
             }
         }
         Ok(entries)

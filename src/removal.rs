@@ -4,10 +4,10 @@
 //! that concerns the same resource is sent only after that: the repeat would come after it, and undo what it did, or not
 //! find the version that it was based on.
 
-use crate::Result;
 use crate::id::EntryId;
 use crate::key::{HashedKeys, Key};
 use crate::queue::Queue;
+use crate::{Error, Result};
 use std::collections::VecDeque;
 use wasi::clocks::monotonic_clock;
 
@@ -31,8 +31,11 @@ pub struct Removals {
     durable: usize,
     /// Monotonic: when the others must be. None when there are none.
     due: Option<u64>,
-    /// What the others concern.
+    /// What the others concern, but for additions: and what those do.
     keys: HashedKeys,
+    additions: HashedKeys,
+    /// Why some could not be made durable.
+    failed: Option<Error>,
     /// How long the last sync took, in nanoseconds.
     sync_took: u64,
 }
@@ -57,17 +60,18 @@ impl Removals {
     }
 
     /// Notes what an entry concerns that was removed, or found to be.
-    pub fn concern(&mut self, keys: &[Key]) {
+    pub fn concern(&mut self, keys: &[Key], adds: bool) {
         if self.due.is_some() {
-            keys.iter().for_each(|key| self.keys.insert(key));
+            let known = if adds { &mut self.additions } else { &mut self.keys };
+            keys.iter().for_each(|key| known.insert(key));
         }
     }
 
-    /// Makes those durable now of which one concerns these.
-    pub fn settle_before(&mut self, queue: &Queue, keys: &[Key]) -> Result<()> {
-        match keys.iter().any(|key| self.keys.related(key)) {
-            true => self.settle(queue),
-            false => Ok(()),
+    /// Before an entry is sent, makes those durable now of which one concerns the same: but for an addition before another,
+    /// which undoes nothing.
+    pub fn settle_before(&mut self, queue: &Queue, keys: &[Key], adds: bool) {
+        if keys.iter().any(|key| self.keys.related(key) || (!adds && self.additions.related(key))) {
+            self.settle(queue);
         }
     }
 
@@ -77,18 +81,9 @@ impl Removals {
     }
 
     /// Makes the removals durable if the first has waited long enough.
-    pub fn sync_when_due(&mut self, queue: &Queue) -> Result<()> {
-        match self.due {
-            Some(due) if monotonic_clock::now() >= due => self.sync(queue),
-            _ => Ok(()),
-        }
-    }
-
-    /// Makes them durable now.
-    pub fn settle(&mut self, queue: &Queue) -> Result<()> {
-        match self.due {
-            Some(_) => self.sync(queue),
-            None => Ok(()),
+    pub fn sync_when_due(&mut self, queue: &Queue) {
+        if self.due.is_some_and(|due| monotonic_clock::now() >= due) {
+            self.settle(queue);
         }
     }
 
@@ -114,24 +109,30 @@ impl Removals {
         self.durable > 0
     }
 
-    /// Ends the removals of a pass.
+    /// Ends the removals of a pass. An error where some of them could not be made durable.
     pub fn finish(&mut self, queue: &Queue) -> Result<()> {
-        self.settle(queue)?;
+        self.settle(queue);
         while self.erase_one(queue) {}
-        Ok(())
+        self.failed.take().map_or(Ok(()), Err)
     }
 
-    fn sync(&mut self, queue: &Queue) -> Result<()> {
-        // Not tried again after a failure: a second sync could succeed without what the first one lost. The
-        // files stay for the sweep.
-        self.due = None;
+    /// Makes them durable now. What fails is told at the end: it is no reason to give up the requests that are under way.
+    fn settle(&mut self, queue: &Queue) {
+        if self.due.take().is_none() {
+            return;
+        }
         self.keys = HashedKeys::default();
+        self.additions = HashedKeys::default();
         let volatile = self.retired.split_off(self.durable);
         let started = monotonic_clock::now();
-        queue.sync_dir()?;
-        self.sync_took = monotonic_clock::now().saturating_sub(started);
-        self.retired.extend(volatile);
-        self.durable = self.retired.len();
-        Ok(())
+        match queue.sync_dir() {
+            Ok(()) => {
+                self.sync_took = monotonic_clock::now().saturating_sub(started);
+                self.retired.extend(volatile);
+                self.durable = self.retired.len();
+            }
+            // Not tried again: a second sync could succeed without what the first one lost. The files stay for the sweep.
+            Err(error) => _ = self.failed.get_or_insert(error),
+        }
     }
 }

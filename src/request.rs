@@ -16,6 +16,8 @@ const MAX_URI: usize = 16 * 1024;
 const MAX_FIELD: usize = 16 * 1024;
 /// All further headers together, in bytes: hosts cap the section (wasmtime at 128 KiB of memory).
 const MAX_HEADERS: usize = 48 * 1024;
+/// And so many of them, each of which takes some 70 bytes more there.
+const MOST_HEADERS: usize = 512;
 
 /// Headers that a queued write may not carry, with the reason.
 const REFUSED: [(&str, &str); 26] = {
@@ -118,6 +120,9 @@ pub fn raw_uri(value: &str) -> Result<()> {
 
 /// The further headers of a request.
 pub fn headers(headers: &[(String, String)]) -> Result<()> {
+    if headers.len() > MOST_HEADERS {
+        return invalid("headers", &headers.len().to_string(), "there are more than 512 of them");
+    }
     let mut total = 0usize;
     for (name, value) in headers {
         if !is_token(name) || name.len() > MAX_FIELD {
@@ -248,6 +253,8 @@ mod tests {
             let request = Request { headers: vec![(name.into(), value.into())], ..put("/x") };
             assert!(check(&request).is_err(), "{name}: {value}");
         }
+        let many = |n| Request { headers: vec![("x".into(), "1".into()); n], ..put("/x") };
+        assert!(check(&many(512)).is_ok() && check(&many(513)).is_err());
         let fine = vec![("X-Trace".into(), "a\tb".into()), ("Destination".into(), "/b".into())];
         assert!(check(&Request { headers: fine, ..put("/x") }).is_ok());
     }

@@ -29,6 +29,9 @@ const MAX_FILE: u64 = 4096;
 /// How long a lease lasts, and how often it is renewed.
 const LASTS: Duration = Duration::from_secs(60);
 const RENEW: Duration = Duration::from_secs(20);
+/// By how much the clocks of two who share a lease may differ, and more: one that lasts longer was written before the
+/// clock was set back.
+const SKEW: Duration = Duration::from_secs(60);
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
@@ -48,7 +51,7 @@ impl Record {
 
     fn is_over(&self, now: SystemTime) -> bool {
         let expires = humantime::parse_rfc3339(&self.expires);
-        !expires.is_ok_and(|expires| expires > now && expires <= now + LASTS)
+        !expires.is_ok_and(|expires| expires > now && expires <= now + LASTS + SKEW)
     }
 
     /// It is a stock host's, and has not expired.

@@ -5,12 +5,19 @@ use super::settle::Settled;
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
 use crate::failure::Failure;
 use crate::guest;
+use crate::id::EntryId;
 use crate::precondition::Validator;
 use crate::queue::Entry;
+use std::cell::Cell;
 
 /// What is said of a write that may have been applied.
 pub(super) const AMBIGUOUS: &str =
     "it may have been applied; 'outbox retry' sends it again, 'outbox drop' removes it";
+
+thread_local! {
+    /// The greatest id of a PUT that left without a note of that. No earlier one is left out by this instance, either.
+    static UNNOTED: Cell<Option<EntryId>> = const { Cell::new(None) };
+}
 
 impl Pass {
     /// Whether it is not known if this write was applied, and a repeat could apply it twice (RFC 9110 section
@@ -52,8 +59,9 @@ impl Pass {
         if wanted && !entry.state.in_flight {
             entry.state.in_flight = true;
             let noted = self.queue.save_state_durably(entry.id, &entry.state);
-            if entry.meta.method != "PUT" {
-                noted.map_err(|error| Failure::Unreadable(guest::describe(&error)))?;
+            match noted {
+                Err(_) if entry.meta.method == "PUT" => UNNOTED.set(UNNOTED.get().max(Some(entry.id))),
+                noted => noted.map_err(|error| Failure::Unreadable(guest::describe(&error)))?,
             }
         }
         Ok(())
@@ -62,7 +70,8 @@ impl Pass {
     /// Leaves a PUT out that a later write makes superfluous, unless it may have been sent already. The later one
     /// keeps this one's base: that is the version which its author had seen.
     pub(super) fn supersede(&mut self, entry: &Entry) -> Option<Settled> {
-        let fresh = entry.state.attempts == 0 && !entry.state.in_flight;
+        let noted = Some(entry.id) > UNNOTED.get();
+        let fresh = entry.state.attempts == 0 && !entry.state.in_flight && noted;
         if !self.config.coalesce || entry.meta.method != "PUT" || !fresh {
             return None;
         }

@@ -119,7 +119,7 @@ impl Pass {
         }
         if !settled.stays {
             let keys = self.concerns(&turn, &entry.meta);
-            self.removals.concern(&keys);
+            self.removals.concern(&keys, entry.is_addition());
         }
         // In the original, nothing holds back what comes after it.
         self.schedule.finished(turn, settled.stays && !self.config.original);
@@ -254,12 +254,17 @@ impl Pass {
     fn hand_on(&mut self, entry: &Entry, validator: &Validator, about: Option<&Reply>) -> bool {
         // What cannot be listed now has been seen before, or is remembered by the chain.
         let _ = self.list();
-        let Pass { ahead, queue, report, .. } = self;
+        let Pass { ahead, queue, report, lease, .. } = self;
         let Some(ahead) = ahead else { return false };
         let (ids, added) = ahead.successors(queue, entry);
         report.remaining += added;
         for id in &ids {
             let Some(next) = ahead.entry(*id) else { continue };
+            // Where several replay, another may have handed on something newer.
+            let changed = |now: Entry| now.state.validator != next.state.validator;
+            if lease.is_some() && queue.load(*id).is_ok_and(changed) {
+                continue;
+            }
             next.state.validator = Some(validator.clone());
             if let (Validator::LastModified(date), Some(about)) = (validator, about) {
                 let at = clock::parse_http_date(date);
@@ -283,7 +288,7 @@ impl Pass {
         }
     }
 
-    /// Somebody else has taken it out of the queue before it was sent.
+    /// Somebody else has taken it out of the queue.
     pub(super) fn removed(&mut self, entry: &Entry) -> Settled {
         self.pass_on(entry);
         Settled::gone(Outcome::Dropped, Some("it was removed from the queue meanwhile".into()))

@@ -4,7 +4,7 @@ use crate::cli::Cli;
 use crate::kit::{Base, edit_meta, json, open, path, replay, root, send_on, set_aside, tree};
 use crate::resources::{Names, Resources, now};
 use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
-use outbox_host::{Delivery, Outbox, Outcome, Refused, Write};
+use outbox_host::{Delivery, Durability, Outbox, Outcome, Refused, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -349,6 +349,33 @@ async fn an_edit_that_the_operator_drops_leaves_its_version_to_the_next_one() {
         assert_eq!((report.delivered, report.conflicts), (1, 0), "{deliveries:?}");
         assert_eq!((&deliveries[0].id, resources.content("/doc").as_deref()), (&third, Some("three")));
     }
+}
+
+#[tokio::test]
+async fn an_edit_that_is_dropped_far_back_in_the_queue_leaves_its_version_to_the_next_one() {
+    let (root, (resources, server, base)) = (root(), doc(Names::Strong));
+    let open = || {
+        let builder = crate::kit::builder(root.path()).upstream(server.url());
+        builder.durability(Durability::None).open().unwrap()
+    };
+    let outbox = open();
+    // More than are read ahead.
+    for n in 0..4_200 {
+        send_on(&outbox, &Base::Nothing, "DELETE", &format!("/stuck/{n}"), "").await;
+    }
+    let [_, second, third] = edits(&outbox, &base, ["one", "two", "three"]).await;
+    let (script, put_off) = (resources.script(), second.clone());
+    server.script(move |seen| {
+        let stuck = seen.target.starts_with("/stuck") || seen.header("idempotency-key") == Some(&put_off);
+        if stuck { Reply::new(503).header("retry-after", "3600").into() } else { script(seen) }
+    });
+    assert_eq!(replay(&outbox).await.0.delivered, 1);
+    drop(outbox);
+    let outbox = open();
+    outbox.drop_entry(&second).await.unwrap();
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.conflicts), (1, 0), "{deliveries:?}");
+    assert_eq!((&deliveries[0].id, resources.content("/doc").as_deref()), (&third, Some("three")));
 }
 
 #[tokio::test]

@@ -113,6 +113,8 @@ async fn a_lease_whose_holder_died_is_in_the_way_until_it_expires_and_no_longer(
     let at = |seconds| format!("{{\"owner\":\"0123456789abcdef\",\"expires\":\"{}\"}}\n", time(seconds));
     for (text, free) in [
         (at(30), false),
+        // Of one whose clock is half a minute ahead.
+        (at(90), false),
         (at(-1), true),
         // Written before the clock was set back.
         (at(3600), true),
@@ -124,13 +126,37 @@ async fn a_lease_whose_holder_died_is_in_the_way_until_it_expires_and_no_longer(
         let ended = plain(root.path(), Clocks::default(), &server.url(), "replay").await;
         assert_eq!(ended.ok, free, "{text}: {ended:?}");
         assert_eq!(lease.exists(), !free, "{text}");
-        let ahead = Clocks { ahead: Duration::from_secs(120), ..Clocks::default() };
+        let ahead = Clocks { ahead: Duration::from_secs(180), ..Clocks::default() };
         assert!(plain(root.path(), ahead, &server.url(), "replay").await.ok, "{text}");
         assert!(!lease.exists(), "{text}");
     }
     let staging = path(root.path(), ".staging");
     assert_eq!(staging.read_dir().unwrap().count(), 0);
     assert_eq!(server.lines(), ["PUT /x"]);
+}
+
+#[tokio::test]
+async fn a_loop_sees_soon_what_was_queued_while_a_pass_ended() {
+    let (root, gate) = (root(), Gate::new());
+    let held = gate.clone();
+    // The next pass for its sake would come after half a minute.
+    let server = Upstream::start(move |seen: &Seen| match seen.target.as_str() {
+        "/first" => Act::ReplyAfter(held.clone(), Reply::new(503).header("retry-after", "3600")),
+        _ => Act::from(204),
+    });
+    let outbox = open(root.path(), &server.url());
+    send(&outbox, "PUT", "/first", "1").await;
+    let url = server.url();
+    tokio::select! {
+        ended = plain(root.path(), Clocks::default(), &url, "run") => panic!("{ended:?}"),
+        () = async {
+            server.wait_for(1).await;
+            send(&outbox, "PUT", "/second", "2").await;
+            gate.open();
+            server.wait_for(2).await;
+        } => {}
+    }
+    assert_eq!(server.lines(), ["PUT /first", "PUT /second"]);
 }
 
 #[tokio::test]

@@ -51,7 +51,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Seeds that once failed are not among those that have one, so that these show the same as ever.
+    /// Seeds that had failed before there were modes have none, so that they show the same as ever.
     fn of(seed: u64) -> Mode {
         match (seed % 32, seed % 64) {
             (9 | 17, _) => Mode::Hold,

@@ -3,7 +3,7 @@
 
 use super::{Facts, conditions, related};
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
-use crate::ledger::{Act, Attempt, Base};
+use crate::ledger::{Act, Attempt, Base, Told};
 use crate::peer::Seen;
 use crate::plan::Mode;
 use crate::view::Place;
@@ -17,28 +17,37 @@ impl Facts<'_> {
     }
 
     /// From when on a PUT may have been left out: a later write that replaces it whole was sent, or has ended otherwise. One
-    /// that was sent is not left out, unless an operator put it back.
+    /// that was sent whole is not left out, unless an operator put it back.
     pub(super) fn replaced(&self, id: &str) -> Option<u64> {
         let ledger = &self.world.ledger;
-        let put_back = || ledger.deeds.iter().any(|deed| deed.id == id && deed.act == Act::Retry);
-        if self.plan.setting.mode != Mode::Coalesce || (!self.of(id).is_empty() && !put_back()) {
+        if self.plan.setting.mode != Mode::Coalesce {
             return None;
         }
+        let told = || ledger.told.iter().filter(|told| told.id == id && told.outcome == Outcome::Superseded);
+        if let Some(sent) = self.of(id).iter().filter(|seen| seen.whole).map(|seen| seen.at).max() {
+            let put_back = ledger.deeds.iter().any(|deed| deed.id == id && deed.act == Act::Retry);
+            // A disk may have refused the note that it leaves; who sent it knows it as long as he lives.
+            let died = |told: &Told| {
+                let deaths = ledger.deaths.iter().map(|(_, at)| at).chain(&ledger.power_failures);
+                deaths.chain([&ledger.finale]).any(|at| (sent..told.at).contains(at))
+            };
+            let lives = told().any(|told| !self.plan.setting.lease && !died(told));
+            if !put_back && (lives || ledger.failures.is_empty()) {
+                return None;
+            }
+        }
         let (of, _) = self.known().find(|(_, key)| *key == id)?;
-        let told = ledger.told.iter().filter(|told| told.id == id && told.outcome == Outcome::Superseded);
         let gone = self.replacers(of, id).filter_map(|(_, later)| {
             let sent = self.of(later).first().map(|seen| seen.at);
             sent.into_iter().chain(self.ended(later)).min()
         });
-        told.map(|told| told.at).chain(gone).min()
+        told().map(|told| told.at).chain(gone).min()
     }
 
     /// Writes that replace a PUT whole, with their ids.
     fn replacers<'f>(&'f self, of: &'f Attempt, id: &'f str) -> impl Iterator<Item = (&'f Attempt, &'f str)> {
-        let mut before = self.known().filter(|(other, key)| other.uri == of.uri && *key <= id);
-        // What was queued without a base replaces whatever those after it had seen: they are based on it.
-        let unbased = before.clone().any(|(other, _)| other.base == Base::None);
-        let first = before.all(|(_, key)| key == id);
+        // What an earlier one has handed on, any later one may be based on, too.
+        let first = self.known().filter(|(other, key)| other.uri == of.uri && *key <= id).count() == 1;
         let replaces = move |later: &Attempt| {
             let whole = match later.method.as_str() {
                 "PUT" => true,
@@ -47,7 +56,8 @@ impl Facts<'_> {
                 _ => false,
             };
             let operated = later.resolved_mine + of.resolved_mine > 0;
-            let based = later.base == of.base || later.base == Base::None || unbased || operated;
+            let based = later.base == of.base || later.base == Base::None || of.base == Base::None;
+            let based = based || operated || !first;
             whole && later.uri == of.uri && based
         };
         self.known().filter(move |(later, key)| of.method == "PUT" && *key > id && replaces(later))

@@ -4,6 +4,7 @@ use super::{Facts, jumps};
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
 use crate::ledger::{Act, Attempt, Base};
 use crate::peer::{Change, Seen};
+use crate::plan::Mode;
 use crate::view::Place;
 use crate::world::Op;
 use std::collections::BTreeSet;
@@ -101,7 +102,9 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
     for (attempt, id, acknowledged) in facts.acknowledged().filter(|(_, id, _)| conflicts.contains(id)) {
         let about = path(&attempt.uri);
         let Some(refused) = facts.of(id).iter().rfind(|s| s.status == Some(412)) else { continue };
-        if facts.kept_base(attempt, refused) {
+        // Nor does one that was left out though a disk had refused the note that it was sent: docs/semantics.md.
+        let unnoted = facts.plan.setting.mode == Mode::Coalesce && !ledger.failures.is_empty();
+        if facts.kept_base(attempt, refused) || unnoted {
             continue;
         }
         let last = refused.answered.unwrap_or(refused.at);
