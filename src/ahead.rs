@@ -240,6 +240,8 @@ impl Ahead {
                 let more = self.catch_up(queue, id);
                 *added += more;
                 found |= more > 0;
+                // What is published later with a smaller id has its place before this one.
+                self.newest = self.newest.max((more > 0).then_some(id));
             }
         }
         self.read_on(queue);

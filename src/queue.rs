@@ -359,18 +359,26 @@ impl Queue {
     pub fn pending(&self, after: Option<EntryId>, limit: u32) -> Result<Vec<types::Entry>> {
         let ids = self.ids()?;
         let rest = ids.into_iter().filter(|id| after.is_none_or(|after| *id > after));
-        let (mut entries, mut weight) = (Vec::new(), 0);
+        let (mut entries, mut weight, mut failed) = (Vec::new(), 0, None);
         for id in rest {
             if entries.len() >= limit as usize || weight > PAGE {
                 break;
             }
-            if let Ok(entry) = self.load(id) {
-                weight += entry.meta.weight() as u64;
-                let body_len = self.dir.stat(&format!("{id}/{BODY}")).ok().map(|stat| stat.size);
-                entries.push(describe(id, entry.meta, entry.state, body_len));
+            match self.load(id) {
+                Ok(entry) => {
+                    weight += entry.meta.weight() as u64;
+                    let body_len = self.dir.stat(&format!("{id}/{BODY}")).ok().map(|stat| stat.size);
+                    entries.push(describe(id, entry.meta, entry.state, body_len));
+                }
+                Err(Unloadable::Io(error)) => _ = failed.get_or_insert(error),
+                Err(_) => {}
             }
         }
-        Ok(entries)
+        // An empty page would say that there are no more.
+        match failed {
+            Some(error) if entries.is_empty() => Err(error),
+            _ => Ok(entries),
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //! was had: its holder is dead.
 
 use crate::Error;
-use crate::dir::{Access, Dir, unusable};
+use crate::dir::{Access, Dir, OUTBOX_DIR, unusable};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -49,6 +49,15 @@ impl Record {
         Record { owner: format!("process {}", std::process::id()), expires, locked: true }
     }
 
+    /// Somebody's, who began it at this time.
+    fn unknown(changed: SystemTime) -> Record {
+        // Whoever can write there can give it any time, also one that has no text. Beyond this, it is over at once.
+        let latest = SystemTime::now() + LASTS + SKEW;
+        let expires = changed.clamp(SystemTime::UNIX_EPOCH, latest) + LASTS;
+        let expires = humantime::format_rfc3339_seconds(expires).to_string();
+        Record { owner: "unknown".into(), expires, locked: false }
+    }
+
     fn is_over(&self, now: SystemTime) -> bool {
         let expires = humantime::parse_rfc3339(&self.expires);
         !expires.is_ok_and(|expires| expires > now && expires <= now + LASTS + SKEW)
@@ -67,11 +76,16 @@ impl Record {
     }
 }
 
-/// What is there. A file that is no record is being written, or was torn: its time begins with its last change.
+/// What is there. A file that is no record is being written, or was torn, and one that may not be read was another user's:
+/// its time begins with its last change.
 fn look(root: &Path) -> std::io::Result<Option<Record>> {
     let file = match Dir::of(root).and_then(|dir| dir.open(LEASE, Access::Read)) {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            let found = std::fs::symlink_metadata(root.join(OUTBOX_DIR).join(LEASE))?;
+            return Ok(Some(Record::unknown(found.modified()?)));
+        }
         Err(e) => return Err(e),
     };
     let mut json = Vec::new();
@@ -79,11 +93,7 @@ fn look(root: &Path) -> std::io::Result<Option<Record>> {
     if let Ok(record) = serde_json::from_slice(&json) {
         return Ok(Some(record));
     }
-    // Whoever can write there can give it any time, also one that has no text. Beyond this, it is over at once.
-    let latest = SystemTime::now() + LASTS;
-    let changed = file.metadata()?.modified()?.clamp(SystemTime::UNIX_EPOCH, latest);
-    let expires = humantime::format_rfc3339_seconds(changed + LASTS).to_string();
-    Ok(Some(Record { owner: "unknown".into(), expires, locked: false }))
+    Ok(Some(Record::unknown(file.metadata()?.modified()?)))
 }
 
 /// An error where a stock host has a lease that has not expired.

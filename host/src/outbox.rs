@@ -156,6 +156,16 @@ impl Outbox {
         let request: wit::Request = write.into();
         let queued = match body.0.whole() {
             Ok(bytes) => self.0.gather.enqueue(&self.0.queue, request, bytes).await,
+            Err(Kind::Bytes(bytes)) => {
+                let again = (request.clone(), Kind::Bytes(bytes.clone()));
+                match self.enqueue_stream(request, Kind::Bytes(bytes)).await {
+                    // There may be some now.
+                    Err(Error::NoSpace) if self.0.queue.unstage().await => {
+                        self.enqueue_stream(again.0, again.1).await
+                    }
+                    queued => queued,
+                }
+            }
             Err(stream) => self.enqueue_stream(request, stream).await,
         };
         match &queued {
@@ -175,7 +185,8 @@ impl Outbox {
         self.0.queue.call_apart(job(call)).await
     }
 
-    /// Pending entries in queue order: at most `limit`, those after the id `after`.
+    /// Pending entries in queue order: at most `limit`, those after the id `after`. Fewer where records are long: only an
+    /// empty list means that there are no more.
     pub async fn pending(&self, after: Option<String>, limit: u32) -> Result<Vec<Entry>, Error> {
         let entries = self
             .queue(async move |queue, store| queue.call_pending(store, after.as_ref(), limit).await)
@@ -322,7 +333,8 @@ impl Outbox {
         let is_driven = self.0.is_driven();
         let holder = match is_driven {
             true => Some(Some(std::process::id())),
-            false => Lock::holder(&self.0.recipe.root)?,
+            // Where that may not be looked at, it is not known.
+            false => Lock::holder(&self.0.recipe.root).unwrap_or_default(),
         };
         let next_pass = known.next_pass.filter(|_| is_driven);
         let left = next_pass.map(|at| at.saturating_duration_since(std::time::Instant::now()));

@@ -59,13 +59,13 @@ fn make(root: &Path, outbox: &Path) -> std::io::Result<()> {
     builder.create(outbox)?;
     // What is queued in them is worth no more than their own names. (Directories cannot be opened for that
     // on Windows, whose file systems see to it themselves.)
-    if cfg!(unix) {
-        for dir in fs::canonicalize(root)?.ancestors().take(1 + missing) {
-            File::open(dir)?.sync_all()?;
-        }
-    }
+    let sync = |dir: &Path| File::open(dir).and_then(|dir| dir.sync_all());
+    let synced = match cfg!(unix) {
+        true => fs::canonicalize(root)?.ancestors().take(1 + missing).try_for_each(sync),
+        false => Ok(()),
+    };
     // There before anything is queued: a disk without inodes could not be emptied if replaying needed one.
-    match Dir::of(root)?.open(LOCK, Access::Write) {
+    match synced.and_then(|()| Dir::of(root)?.open(LOCK, Access::Write)) {
         Err(error) if is_new => Err(error),
         _ => Ok(()),
     }

@@ -114,7 +114,8 @@ fn say_aside(text: impl std::fmt::Display) {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    say_aside(format_args!("error: {error:#}"));
+    // Some of it may come from a file that the component or another host wrote.
+    format!("error: {error:#}").lines().for_each(|line| say_aside(text::printable(line)));
     match error.downcast_ref::<Error>() {
         Some(Error::Invalid { .. }) => ExitCode::from(USAGE),
         _ => ExitCode::from(FAILED),
