@@ -372,12 +372,15 @@ impl Ahead {
         if now < due && self.latest <= self.listed_after {
             return 0;
         }
+        let listed = queue.ids().and_then(|listed| {
+            match listed.iter().any(|id| Some(*id) > self.newest || !self.knows(*id)) {
+                true => listing::complete(queue, listed),
+                false => Ok(listed),
+            }
+        });
+        // What cannot be listed now is so when it is next looked for, or in the next pass.
+        let Ok(mut listed) = listed else { return 0 };
         self.listed_before = std::mem::replace(&mut self.listed_after, self.latest);
-        // What cannot be listed now is left to the next pass.
-        let mut listed = queue.ids().unwrap_or_default();
-        if listed.iter().any(|id| Some(*id) > self.newest || !self.knows(*id)) {
-            listed = listing::complete(queue, listed).unwrap_or_default();
-        }
         let count = listed.partition_point(|id| Some(*id) <= self.newest);
         let mut fresh = listed.split_off(count);
         let newest = fresh.last().copied();

@@ -67,6 +67,8 @@ struct Delivered {
     validator: Validator,
     /// Unix nanoseconds, as ids have them: ahead of the clock where that was set back.
     removed_at: u64,
+    /// Some entry could not be read then. It may be one that should have inherited this rather than what it had.
+    unread: bool,
     number: u64,
 }
 
@@ -87,8 +89,8 @@ thread_local! {
 }
 
 /// Remembers an edit that is about to be removed, for those that the pass has not seen. `latest` is the greatest id
-/// that is known.
-pub fn remember(entry: &Entry, validator: &Validator, latest: Option<EntryId>) {
+/// that is known, and `unread` whether some entry could not be read.
+pub fn remember(entry: &Entry, validator: &Validator, latest: Option<EntryId>, unread: bool) {
     MEMORY.with_borrow_mut(|memory| {
         let hash = memory.hasher.hash_one(Resource::of(&entry.meta.raw_uri));
         memory.count += 1;
@@ -96,6 +98,7 @@ pub fn remember(entry: &Entry, validator: &Validator, latest: Option<EntryId>) {
             link: Link::of(entry),
             validator: validator.clone(),
             removed_at: clock::unix_nanos(SystemTime::now()).max(latest.map_or(0, EntryId::nanos)),
+            unread,
             number: memory.count,
         };
         memory.last.insert(hash, delivered);
@@ -112,7 +115,7 @@ pub fn remember(entry: &Entry, validator: &Validator, latest: Option<EntryId>) {
 /// What an entry inherits from an edit that was removed after it had been queued: somebody who queues an edit
 /// later could have looked.
 pub fn recall(entry: &Entry) -> Option<Validator> {
-    if entry.state.validator.is_some() || Base::of(&entry.meta) == Base::Any {
+    if Base::of(&entry.meta) == Base::Any {
         return None;
     }
     MEMORY.with_borrow(|memory| {
@@ -121,6 +124,7 @@ pub fn recall(entry: &Entry) -> Option<Validator> {
         }
         let found = memory.last.get(&memory.hasher.hash_one(Resource::of(&entry.meta.raw_uri)))?;
         let inherits = found.removed_at >= entry.id.nanos() && found.link.continues(entry);
-        inherits.then(|| found.validator.clone())
+        let new = entry.state.validator.is_none() || found.unread;
+        (inherits && new).then(|| found.validator.clone())
     })
 }

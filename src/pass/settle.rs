@@ -235,7 +235,8 @@ impl Pass {
         }
         // Going without a precondition is remembered only where it was said.
         if continued || *validator != Validator::Unknown {
-            chain::remember(entry, validator, self.ahead.as_ref().and_then(Ahead::latest));
+            let unread = self.ahead.as_ref().is_none_or(Ahead::has_unreadable);
+            chain::remember(entry, validator, self.ahead.as_ref().and_then(Ahead::latest), unread);
         }
         self.remove(entry, Outcome::Delivered, detail)
     }

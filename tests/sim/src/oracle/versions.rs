@@ -2,7 +2,7 @@
 
 use super::{Facts, jumps};
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
-use crate::ledger::{Act, Attempt, Base};
+use crate::ledger::{Act, Attempt, Base, Told};
 use crate::peer::{Change, Seen};
 use crate::plan::Mode;
 use crate::view::Place;
@@ -167,8 +167,10 @@ fn cut_off(facts: &Facts<'_>, attempt: &Attempt, id: &str, refused: &Seen) -> bo
     let Some(forgotten) = forgotten else { return false };
     // Entries are read some way ahead: from the beginning of that pass on.
     let begun = ledger.quiet.iter().copied().filter(|at| *at < last.at).max().unwrap_or(0);
-    let told = ledger.told.iter().find(|told| told.id == before && told.at > last.at).map(|told| told.at);
-    let left = told.unwrap_or(forgotten);
+    // What was put off then was asked about later.
+    let stays = [Outcome::Deferred, Outcome::Held, Outcome::Ambiguous];
+    let gone = |told: &&Told| told.id == before && told.at > last.at && !stays.contains(&told.outcome);
+    let left = ledger.told.iter().find(gone).map_or(forgotten, |told| told.at);
     let between: Vec<(&str, u64)> = facts
         .acknowledged()
         .filter(|(other, key, _)| other.uri == attempt.uri && (before..=id).contains(key) && *key != before)
