@@ -378,7 +378,7 @@ impl Ahead {
                 false => Ok(listed),
             }
         });
-        // What cannot be listed now is so when it is next looked for, or in the next pass.
+        // What cannot be listed now is listed at the next delivery, or in the next pass.
         let Ok(mut listed) = listed else { return 0 };
         self.listed_before = std::mem::replace(&mut self.listed_after, self.latest);
         let count = listed.partition_point(|id| Some(*id) <= self.newest);

@@ -31,7 +31,7 @@ pub struct Removals {
     durable: usize,
     /// Monotonic: when the others must be. None when there are none.
     due: Option<u64>,
-    /// What the others concern, but for additions: and what those do.
+    /// What the others concern: those that are no additions, and the additions.
     keys: HashedKeys,
     additions: HashedKeys,
     /// Why some could not be made durable.

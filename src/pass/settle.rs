@@ -344,7 +344,7 @@ impl Pass {
                 let (due, sent) = (self.due_if_suspect(entry), entry.state.in_flight);
                 self.noted(entry, Outcome::Deferred, why, due, sent)
             }
-            // Nor is it damaged.
+            // What somebody has dropped is not damaged.
             Failure::Damaged(_) if self.queue.is_gone(entry.id) => self.removed(entry),
             Failure::Damaged(_) if self.config.original => {
                 match quarantine::as_original(&self.queue, entry.id) {
