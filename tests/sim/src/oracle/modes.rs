@@ -3,7 +3,7 @@
 
 use super::{Facts, conditions, related};
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
-use crate::ledger::{Act, Attempt, Base, Told};
+use crate::ledger::{Act, Attempt, Base};
 use crate::peer::Seen;
 use crate::plan::Mode;
 use crate::view::Place;
@@ -23,25 +23,32 @@ impl Facts<'_> {
         if self.plan.setting.mode != Mode::Coalesce {
             return None;
         }
-        let told = || ledger.told.iter().filter(|told| told.id == id && told.outcome == Outcome::Superseded);
-        if let Some(sent) = self.of(id).iter().filter(|seen| seen.whole).map(|seen| seen.at).max() {
-            let put_back = ledger.deeds.iter().any(|deed| deed.id == id && deed.act == Act::Retry);
-            // A disk may have refused the note that it leaves; who sent it knows it as long as he lives.
-            let died = |told: &Told| {
-                let deaths = ledger.deaths.iter().map(|(_, at)| at).chain(&ledger.power_failures);
-                deaths.chain([&ledger.finale]).any(|at| (sent..told.at).contains(at))
-            };
-            let lives = told().any(|told| !self.plan.setting.lease && !died(told));
-            if !put_back && (lives || ledger.failures.is_empty()) {
-                return None;
-            }
+        if self.of(id).iter().any(|seen| seen.whole) && self.noted(id, u64::MAX) {
+            return None;
         }
         let (of, _) = self.known().find(|(_, key)| *key == id)?;
         let gone = self.replacers(of, id).filter_map(|(_, later)| {
             let sent = self.of(later).first().map(|seen| seen.at);
             sent.into_iter().chain(self.ended(later)).min()
         });
-        told().map(|told| told.at).chain(gone).min()
+        let told = ledger.told.iter().filter(|told| told.id == id && told.outcome == Outcome::Superseded);
+        told.map(|told| told.at).chain(gone).min()
+    }
+
+    /// Whether a PUT was sent by then, with a note of that in it, which outlives crashes and power failures. It leaves
+    /// without one where the disk refuses that.
+    fn noted(&self, id: &str, by: u64) -> bool {
+        let ledger = &self.world.ledger;
+        let refused = |seen: &Seen| {
+            ledger.failures.iter().any(|failure| {
+                let whole = format!("{} {}", failure.what, failure.on);
+                let its = whole.contains(id) || whole.contains(".staging");
+                failure.process == seen.process && failure.at <= seen.at && its
+            })
+        };
+        let put_back = ledger.deeds.iter().any(|deed| deed.id == id && deed.act == Act::Retry);
+        let sent = self.of(id).iter().any(|seen| seen.at < by && !refused(seen));
+        sent && !put_back && !ledger.planted.contains_key(id)
     }
 
     /// Writes that replace a PUT whole, with their ids.
@@ -121,9 +128,7 @@ pub(super) fn left_out(facts: &Facts<'_>, wrong: &mut Vec<String>) {
         if !facts.replacers(of, &told.id).any(|(_, later)| !between(later)) {
             wrong.push(format!("{} {} was left out, and nothing replaces it", of.method, told.id));
         }
-        // Without the note, which a full disk or a crash prevents, nobody knows.
-        let unknown = !ledger.disturbances.is_empty() || ledger.planted.contains_key(&told.id);
-        if !unknown && facts.of(&told.id).iter().any(|seen| seen.at < told.at) {
+        if facts.noted(&told.id, told.at) {
             wrong.push(format!("{} was left out after it had been sent", told.id));
         }
     }
