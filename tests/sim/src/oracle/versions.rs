@@ -4,7 +4,6 @@ use super::{Facts, jumps};
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
 use crate::ledger::{Act, Attempt, Base, Told};
 use crate::peer::{Change, Seen};
-use crate::plan::Mode;
 use crate::view::Place;
 use crate::world::Op;
 use std::collections::BTreeSet;
@@ -103,7 +102,9 @@ pub(super) fn own(facts: &Facts<'_>, wrong: &mut Vec<String>) {
         let about = path(&attempt.uri);
         let Some(refused) = facts.of(id).iter().rfind(|s| s.status == Some(412)) else { continue };
         // Nor does one that was left out though a disk had refused the note that it was sent: docs/semantics.md.
-        let unnoted = facts.plan.setting.mode == Mode::Coalesce && !ledger.failures.is_empty();
+        let mut others = facts.acknowledged().filter(|(other, key, _)| other.uri == attempt.uri && *key < id);
+        let unnoted = others
+            .any(|(_, key, _)| facts.of(key).iter().any(|seen| seen.whole) && facts.replaced(key).is_some());
         if facts.kept_base(attempt, refused) || unnoted {
             continue;
         }
