@@ -198,10 +198,22 @@ impl Dir {
     /// Calls `each` with all names and types, in no order. A name that vanishes meanwhile is left out, and so is one
     /// that is not UTF-8: it cannot be ours, and must not hide the others.
     pub fn list(&self, mut each: impl FnMut(String, DescriptorType)) -> Result<()> {
+        self.list_while(|name, kind| {
+            each(name, kind);
+            true
+        })
+    }
+
+    /// The same, until it says that this was enough.
+    pub fn list_while(&self, mut each: impl FnMut(String, DescriptorType) -> bool) -> Result<()> {
         let stream = self.0.read_directory().map_err(at("list", "the directory"))?;
         loop {
             match stream.read_directory_entry() {
-                Ok(Some(entry)) => each(entry.name, entry.type_),
+                Ok(Some(entry)) => {
+                    if !each(entry.name, entry.type_) {
+                        return Ok(());
+                    }
+                }
                 Ok(None) => return Ok(()),
                 // wasmtime looks at each entry, and one unlinked meanwhile comes back as an error.
                 Err(ErrorCode::NoEntry | ErrorCode::IllegalByteSequence) => {}

@@ -1,12 +1,16 @@
 //! Directory listings, in place of wasmtime's: that one looks at every entry (a `statx` each) and keeps all of them
 //! before it gives out the first. A pass over a million entries would wait seconds for it. Here names and types come as
-//! the kernel hands them out. Same errors, with one fewer: an entry that is unlinked meanwhile is not noticed.
+//! the kernel hands them out. Same errors, with one fewer: an entry that is unlinked meanwhile is not noticed. A long
+//! directory is read by another thread from `LONG` entries on, while the component takes in what it has: either takes
+//! about half of the time.
 //!
 //! Only on Unix; elsewhere wasmtime's stays.
 
 use crate::sandbox::State;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SendError, sync_channel};
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource, ResourceType};
 use wasmtime_wasi::WasiView;
@@ -16,8 +20,30 @@ use wasmtime_wasi::p2::bindings::filesystem::types::{DescriptorType, DirectoryEn
 /// Where wasmtime links what is replaced. Under another version's name, nothing would be.
 const INTERFACE: &str = "wasi:filesystem/types@0.2.12";
 
+/// Entries after which a directory is long, which a thread is worth, and how many are handed over at once, and wait at most.
+const LONG: usize = 10_000;
+const BATCH: usize = 1_000;
+const BATCHES: usize = 8;
+
+/// Such threads in this process, and how many there may be: a component that opens listing after listing has no more.
+static READERS: AtomicUsize = AtomicUsize::new(0);
+const MOST: usize = 16;
+
+type Item = Result<DirectoryEntry, ErrorCode>;
+
 /// A `directory-entry-stream`.
-struct Listing(Dir);
+struct Listing {
+    /// Until another thread goes on.
+    here: Option<Names>,
+    /// How many were read here.
+    given: usize,
+    /// What came from there, and where more comes from.
+    batch: std::vec::IntoIter<Item>,
+    elsewhere: Option<Receiver<Vec<Item>>>,
+}
+
+/// The entries of a directory as the kernel gives them.
+struct Names(Dir);
 
 /// Replaces wasmtime's listings in a linker that allows shadowing.
 pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
@@ -39,7 +65,7 @@ pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
                 Descriptor::File(_) => Err(ErrorCode::NotDirectory),
             };
             Ok((match opened {
-                Ok(dir) => Ok(table.push(Listing(dir))?),
+                Ok(dir) => Ok(table.push(Listing::of(Names(dir)))?),
                 Err(code) => Err(code),
             },))
         },
@@ -54,10 +80,78 @@ pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-impl Iterator for Listing {
-    type Item = Result<DirectoryEntry, ErrorCode>;
+impl Listing {
+    fn of(names: Names) -> Listing {
+        Listing { here: Some(names), given: 0, batch: Vec::new().into_iter(), elsewhere: None }
+    }
+}
 
-    fn next(&mut self) -> Option<Self::Item> {
+impl Iterator for Listing {
+    type Item = Item;
+
+    fn next(&mut self) -> Option<Item> {
+        if self.given == LONG
+            && let Some(names) = self.here.take()
+        {
+            match read_elsewhere(names) {
+                Ok(batches) => self.elsewhere = Some(batches),
+                Err(names) => self.here = Some(names),
+            }
+        }
+        if let Some(names) = &mut self.here {
+            self.given += 1;
+            return names.next();
+        }
+        loop {
+            match self.batch.next() {
+                Some(item) => return Some(item),
+                None => match self.elsewhere.as_ref()?.recv() {
+                    Ok(batch) if batch.is_empty() => self.elsewhere = None,
+                    Ok(batch) => self.batch = batch.into_iter(),
+                    // It ended before it said so.
+                    Err(_) => {
+                        self.elsewhere = None;
+                        return Some(Err(ErrorCode::Io));
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// Reads the rest in a thread of its own, which ends with that, after an empty batch, or with the receiver.
+fn read_elsewhere(names: Names) -> Result<Receiver<Vec<Item>>, Names> {
+    let readers = READERS.fetch_update(Relaxed, Relaxed, |readers| (readers < MOST).then_some(readers + 1));
+    if readers.is_err() {
+        return Err(names);
+    }
+    let (give, given) = sync_channel::<Names>(1);
+    let (send, batches) = sync_channel(BATCHES);
+    let work = move || {
+        for mut names in given {
+            loop {
+                let batch: Vec<Item> = names.by_ref().take(BATCH).collect();
+                let is_last = batch.is_empty();
+                if send.send(batch).is_err() || is_last {
+                    break;
+                }
+            }
+        }
+        READERS.fetch_sub(1, Relaxed);
+    };
+    match std::thread::Builder::new().name("outbox-listing".into()).spawn(work) {
+        Ok(_) => give.send(names).map(|()| batches).map_err(|SendError(names)| names),
+        Err(_) => {
+            READERS.fetch_sub(1, Relaxed);
+            Err(names)
+        }
+    }
+}
+
+impl Iterator for Names {
+    type Item = Item;
+
+    fn next(&mut self) -> Option<Item> {
         loop {
             let entry = match self.0.read()? {
                 Ok(entry) => entry,
@@ -71,7 +165,7 @@ impl Iterator for Listing {
     }
 }
 
-impl Listing {
+impl Names {
     fn describe(&self, name: &std::ffi::CStr, kind: FileType) -> Result<DirectoryEntry, ErrorCode> {
         // Some file systems do not say.
         let kind = match kind {
