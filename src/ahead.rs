@@ -216,6 +216,11 @@ impl Ahead {
         }
     }
 
+    /// Whether something that was read continues an edit, or something that could not be may.
+    pub fn may_continue(&self, of: &Entry) -> bool {
+        self.unreadable || !self.kept.continuing(of).is_empty()
+    }
+
     /// Whether some entry could not be read now: it may continue any edit.
     pub fn has_unreadable(&self) -> bool {
         self.unreadable

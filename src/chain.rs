@@ -7,7 +7,6 @@
 //! An edit whose base differs from its predecessor's keeps it: its author had seen something else. But an
 //! edit without a base replaces whatever each of those after it had seen, so all of these continue it.
 
-use crate::key::Key;
 use crate::precondition::{Base, Validator};
 use crate::queue::Entry;
 use crate::{clock, id::EntryId};
@@ -16,15 +15,15 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::time::SystemTime;
 
-/// What an ETag is about: a path with its query.
+/// What an ETag is about: a path with its query, as they are spelt. A server may take two spellings for one resource, or
+/// for two: in their order, related ones wait for each other ([`crate::key`]), but what one inherits must be its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Resource(Key, String);
+pub struct Resource(String);
 
 impl Resource {
     /// The resource of a request's path and query.
     pub fn of(raw_uri: &str) -> Resource {
-        let query = raw_uri.split_once('?').map_or("", |(_, query)| query);
-        Resource(Key::of(raw_uri), query.into())
+        Resource(raw_uri.into())
     }
 }
 
@@ -119,9 +118,6 @@ pub fn recall(entry: &Entry) -> Option<Validator> {
         return None;
     }
     MEMORY.with_borrow(|memory| {
-        if memory.last.is_empty() {
-            return None;
-        }
         let found = memory.last.get(&memory.hasher.hash_one(Resource::of(&entry.meta.raw_uri)))?;
         let inherits = found.removed_at >= entry.id.nanos() && found.link.continues(entry);
         let new = entry.state.validator.is_none() || found.unread;

@@ -14,6 +14,7 @@ pub use draft::Draft;
 
 use crate::dir::File;
 use crate::failure::{Failure, no_reply};
+use crate::headers;
 use std::cell::OnceCell;
 use std::time::Duration;
 use wasi::clocks::monotonic_clock;
@@ -53,6 +54,8 @@ pub struct Content {
     pub len: u64,
     /// Its digest, as meta.json spells it.
     pub digest: String,
+    /// Its Content-Encoding, if it has one (RFC 9110 section 8.4): the bytes are those of the coded content.
+    pub coding: Option<String>,
 }
 
 /// A body on disk.
@@ -107,9 +110,12 @@ impl Reply {
     /// Whether the header fields leave it open that the content is this one.
     fn may_be(&self, content: &Content) -> bool {
         let length = self.header("content-length").and_then(|text| text.trim().parse::<u64>().ok());
-        let plain =
-            self.header("content-encoding").is_none_or(|coding| coding.eq_ignore_ascii_case("identity"));
-        self.status == 200 && plain && length.is_none_or(|length| length == content.len)
+        // A server that was given it coded may keep it as it came, and say so or not.
+        let as_sent = self.header("content-encoding").is_none_or(|coding| {
+            let sent = content.coding.as_deref().unwrap_or("identity");
+            coding.eq_ignore_ascii_case("identity") || coding.eq_ignore_ascii_case(sent)
+        });
+        self.status == 200 && as_sent && length.is_none_or(|length| length == content.len)
     }
 }
 
@@ -265,8 +271,8 @@ impl Exchange {
         };
         self.waiting = None;
         let status = response.status();
-        let reply =
-            Reply { status, headers: response.headers().entries(), body_start: Vec::new(), same: false };
+        let headers = headers::kept(response.headers().entries());
+        let reply = Reply { status, headers, body_start: Vec::new(), same: false };
         let content = match reply.has_content() {
             true => {
                 let lost = || Failure::NoReply("the reply has no content".into());

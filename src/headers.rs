@@ -17,7 +17,7 @@ pub fn of(entry: &Entry, body_len: u64) -> Vec<(String, Vec<u8>)> {
     if let Some(value) = &meta.content_type {
         add("Content-Type", value);
     }
-    if !meta.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("user-agent")) {
+    if meta.header("user-agent").is_none() {
         add("User-Agent", USER_AGENT);
     }
     for (name, value) in &meta.headers {
@@ -30,6 +30,28 @@ pub fn of(entry: &Entry, body_len: u64) -> Vec<(String, Vec<u8>)> {
     headers
 }
 
+/// Bytes of a reply's header fields that are kept: a record on disk has its limit, and so has memory.
+const KEPT: usize = 64 * 1024;
+
+/// Those that something is done with.
+const READ: [&str; 7] =
+    ["etag", "last-modified", "date", "retry-after", "location", "content-length", "content-encoding"];
+
+/// What is kept of a reply's header fields, those that are read before others.
+pub fn kept(mut fields: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
+    let size = |(name, value): &(String, Vec<u8>)| name.len() + value.len();
+    if fields.iter().map(size).sum::<usize>() > KEPT {
+        fields.sort_by_key(|(name, _)| !READ.iter().any(|read| name.eq_ignore_ascii_case(read)));
+        let mut room = KEPT;
+        fields.retain(|field| {
+            let fits = size(field) <= room;
+            room -= if fits { size(field) } else { 0 };
+            fits
+        });
+    }
+    fields
+}
+
 /// All header fields of the question what a write's resource is now. The author's own go along, because the
 /// server may need them to find it (a tenant, say); those about the body do not.
 pub fn question(entry: &Entry) -> Vec<(String, Vec<u8>)> {
@@ -37,17 +59,22 @@ pub fn question(entry: &Entry) -> Vec<(String, Vec<u8>)> {
         let name = name.to_ascii_lowercase();
         name.starts_with("content-")
             || matches!(&*name, "accept" | "accept-encoding" | "cache-control" | "expect")
+            // And what WebDAV says of a write: a lock may be over by now (RFC 4918 section 10).
+            || matches!(&*name, "if" | "lock-token" | "destination" | "overwrite" | "depth")
     };
     let theirs = entry.meta.headers.iter().filter(|(name, _)| !of_the_body(name));
-    let named = theirs.clone().any(|(name, _)| name.eq_ignore_ascii_case("user-agent"));
+    // Compared byte by byte with what was sent.
+    let codings = match entry.meta.header("content-encoding") {
+        Some(coding) => format!("{coding}, identity"),
+        None => "identity".into(),
+    };
     let ours = [
         ("Accept", "*/*"),
-        // Compared byte by byte with what was sent.
-        ("Accept-Encoding", "identity"),
+        ("Accept-Encoding", &codings),
         // A cache in between may still have the version before.
         ("Cache-Control", "no-cache"),
     ];
-    let agent = (!named).then_some(("User-Agent", USER_AGENT));
+    let agent = entry.meta.header("user-agent").is_none().then_some(("User-Agent", USER_AGENT));
     let ours =
         ours.into_iter().chain(agent).map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
     ours.chain(theirs.map(|(name, value)| (name.clone(), value.as_bytes().to_vec()))).collect()

@@ -32,6 +32,14 @@ impl Key {
         Key(key)
     }
 
+    /// What it is below a prefix, or as it is where that is not its beginning.
+    pub fn below(self, prefix: &Key) -> Key {
+        match self.0.strip_prefix(&*prefix.0) {
+            Some(below) => Key(below.to_vec()),
+            None => self,
+        }
+    }
+
     /// About how many bytes it takes in [`Keys`].
     pub fn weight(&self) -> usize {
         self.0.len() + 64

@@ -63,6 +63,12 @@ struct Versioned {
 }
 
 impl Meta {
+    /// The first value of one of the author's own header fields.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(field, _)| field.eq_ignore_ascii_case(name))?;
+        Some(value)
+    }
+
     /// About how many bytes it takes in memory.
     pub fn weight(&self) -> usize {
         let headers = self.headers.iter().map(|(name, value)| name.len() + value.len() + 48).sum::<usize>();

@@ -23,6 +23,8 @@ pub enum Verdict {
 /// captive portal's own status (RFC 6585 section 6).
 pub fn verdict(method: &str, status: u16) -> Verdict {
     match status {
+        // Part of it was not done, or it is told by 201 or 204 (RFC 4918 sections 9.6.1, 9.8.5, 9.9.4).
+        207 if matches!(method, "DELETE" | "COPY" | "MOVE") => Verdict::Rejected,
         200..=299 => Verdict::Delivered,
         // What was to be deleted is not there: that was the wish.
         404 | 410 if method == "DELETE" => Verdict::Delivered,
@@ -64,5 +66,6 @@ mod tests {
         assert_eq!(verdict("DELETE", 404), Verdict::Delivered);
         assert_eq!(verdict("DELETE", 410), Verdict::Delivered);
         assert_eq!(verdict("POST", 404), Verdict::Rejected);
+        assert_eq!(verdict("DELETE", 207), Verdict::Rejected);
     }
 }

@@ -23,12 +23,13 @@ use crate::id::EntryId;
 use crate::key::Key;
 use crate::lease::Lease;
 use crate::meta::Meta;
+use crate::precondition::Validator;
 use crate::queue::{Entry, Queue};
 use crate::removal::Removals;
 use crate::schedule::{Offered, Schedule, Turn};
 use crate::unloadable::Unloadable;
 use crate::upstream::Upstream;
-use crate::{Result, backoff, chain, guest, headers};
+use crate::{Error, Result, backoff, chain, guest, headers};
 use settle::{Doing, Settled};
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -112,7 +113,11 @@ impl Pass {
         let upstream = config.upstream()?;
         let queue = Queue::open(&config)?;
         let lease = match config.lease {
-            Some(true) => Some(Rc::new(Lease::take()?)),
+            Some(true) => match Lease::take() {
+                // Sending is what makes room.
+                Err(Error::NoSpace) => None,
+                lease => Some(Rc::new(lease?)),
+            },
             Some(false) | None => None,
         };
         let resume = options.resume.unwrap_or(Resume { outages: 0, probe: None, remaining: 0 });
@@ -212,7 +217,8 @@ impl Pass {
         self.hold_for_overtaken();
         loop {
             let limit = if self.answered { self.config.concurrency } else { 1 };
-            if self.must_stop() || self.flights.len() >= limit {
+            // What has ended without a request is told first: there may be no end of it.
+            if !self.events.is_empty() || self.must_stop() || self.flights.len() >= limit {
                 return Ok(());
             }
             let next = match self.next.take() {
@@ -228,15 +234,26 @@ impl Pass {
 
     /// Starts the entry that is ready already, if the last request, which was started then, was answered soon. It concerns
     /// another resource than the one whose reply has just come, or it would not be ready.
-    fn go_on(&mut self, started: u64) {
-        let quick = monotonic_clock::now().saturating_sub(started) < QUICK;
-        let may = quick && !self.must_stop() && self.lease.as_ref().is_none_or(|lease| lease.keep().is_ok());
+    fn go_on(&mut self, task: &Task, reply: &Reply) {
+        let quick = monotonic_clock::now().saturating_sub(task.started) < QUICK;
+        let may = quick
+            && self.flights.is_empty()
+            && !self.may_ask(&task.entry, reply)
+            && !self.must_stop()
+            && self.lease.as_ref().is_none_or(|lease| lease.keep().is_ok());
         if may && let Some(next) = self.next.take() {
             self.launch(next);
             if let Some(flight) = self.flights.last() {
                 flight.exchange.hand_over();
             }
         }
+    }
+
+    /// Whether a question may follow this success: that is the one request then.
+    fn may_ask(&self, entry: &Entry, reply: &Reply) -> bool {
+        let told = matches!(entry.meta.method.as_str(), "DELETE" | "MOVE" | "COPY")
+            || Validator::of(reply) != Validator::Unknown;
+        !told && self.ahead.as_ref().is_none_or(|ahead| ahead.may_continue(entry))
     }
 
     /// Requests go one at a time.
@@ -269,7 +286,14 @@ impl Pass {
                 None => self.schedule.finished(turn, false),
             }
         }
-        while !self.schedule.is_full() && !self.schedule.is_shut() && self.has_room() {
+        while self.events.is_empty()
+            && !self.schedule.is_full()
+            && !self.schedule.is_shut()
+            && self.has_room()
+        {
+            if let Some(lease) = &self.lease {
+                lease.keep()?;
+            }
             self.list()?;
             let Pass { ahead, queue, .. } = self;
             let Some((id, loaded)) = ahead.as_mut().and_then(|ahead| ahead.next(queue)) else { break };
@@ -520,8 +544,11 @@ impl Pass {
             let Some(result) = self.flights.get_mut(index).and_then(|f| f.exchange.step()) else { continue };
             let Flight { task, exchange } = self.flights.remove(index);
             drop(exchange);
-            if self.is_single_file() && result.as_ref().is_ok_and(Reply::is_success) {
-                self.go_on(task.started);
+            if let Ok(reply) = &result
+                && self.is_single_file()
+                && reply.is_success()
+            {
+                self.go_on(&task, reply);
             }
             self.settle(task, result);
         }

@@ -171,16 +171,25 @@ impl Queue {
 
     /// What an entry's body is: as meta.json says, or else by reading it.
     pub fn content(&self, entry: &Entry) -> std::result::Result<Content, Unloadable> {
+        let coding = entry.meta.header("content-encoding").map(Into::into);
         // What is sent is checked against these: the file, which may have become unreadable, says nothing more.
         if let (Some(len), Some(digest)) = (entry.meta.body_len, entry.meta.known_digest()) {
-            return Ok(Content { len, digest: digest.to_owned() });
+            return Ok(Content { len, digest: digest.to_owned(), coding });
         }
         let (file, len) = self.open_body(entry)?;
         let digest = match entry.meta.known_digest() {
             Some(digest) => digest.to_owned(),
             None => digest_of(&entry.id.to_string(), &file)?,
         };
-        Ok(Content { len, digest })
+        Ok(Content { len, digest, coding })
+    }
+
+    /// Whether an entry's body can be read, and is as it was queued.
+    pub fn is_whole(&self, entry: &Entry) -> bool {
+        self.open_body(entry).is_ok_and(|(file, _)| {
+            let intact = |known: &str| digest_of(&entry.id.to_string(), &file).is_ok_and(|d| d == known);
+            entry.meta.known_digest().is_none_or(intact)
+        })
     }
 
     /// Replaces an entry's state.json. A power failure may bring the old one back.

@@ -13,6 +13,9 @@ pub struct State {
     /// How many times it was sent, or tried, without a final answer.
     #[serde(default)]
     pub attempts: u32,
+    /// How many of those were in vain since there was no connection. They are the upstream's, and do not make the entry wait.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unreached: u32,
     /// RFC 3339, UTC: not to be sent before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<String>,
@@ -32,7 +35,17 @@ pub struct State {
     pub in_flight: bool,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde wants")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
 impl State {
+    /// How many attempts reached the upstream.
+    pub fn tries(&self) -> u32 {
+        self.attempts.saturating_sub(self.unreached)
+    }
+
     /// Reads the record.
     pub fn parse(json: &[u8]) -> Result<State, Error> {
         let reason = |why: &str| Error::Io(reason_in(STATE, why));

@@ -74,13 +74,12 @@ impl Upstream {
     /// What a write concerns: its own path, and that to which it copies or moves (RFC 4918 section 10.3). The latter
     /// is the server's spelling, with the prefix, and may be a whole URL.
     pub fn keys(&self, meta: &Meta) -> Vec<Key> {
-        let destination = meta.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("destination"));
-        let path = destination.map(|(_, value)| match value.split_once("://") {
+        let path = meta.header("destination").map(|value| match value.split_once("://") {
             Some((_, rest)) => rest.find('/').map_or("/", |slash| rest.get(slash..).unwrap_or("/")),
             None => value,
         });
-        let below = path.map(|path| path.strip_prefix(&*self.prefix).unwrap_or(path));
-        std::iter::once(&*meta.raw_uri).chain(below).map(Key::of).collect()
+        let destination = path.map(|path| Key::of(path).below(&Key::of(&self.prefix)));
+        std::iter::once(Key::of(&meta.raw_uri)).chain(destination).collect()
     }
 }
 

@@ -58,6 +58,8 @@ impl Pass {
         };
         if wanted && !entry.state.in_flight {
             entry.state.in_flight = true;
+            // It was told once, and somebody has sent it again: if this ends like that, it is told again.
+            entry.state.last_error = None;
             let noted = self.queue.save_state_durably(entry.id, &entry.state);
             match noted {
                 Err(_) if entry.meta.method == "PUT" => UNNOTED.set(UNNOTED.get().max(Some(entry.id))),
@@ -80,7 +82,8 @@ impl Pass {
         let Pass { ahead, queue, upstream, report, .. } = self;
         let (next, added) = ahead.as_mut()?.superseder(queue, upstream, entry, keys);
         report.remaining += added;
-        let next = next?;
+        // One that proves to be damaged replaces nothing.
+        let next = next.filter(|next| queue.is_whole(next))?;
         next.state.validator = Some(Validator::from_base(&entry.base()));
         queue.save_state_durably(next.id, &next.state).ok()?;
         let detail = format!("{} replaces it", next.id);

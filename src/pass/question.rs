@@ -78,6 +78,11 @@ impl Pass {
             // Asked again later, and nothing is written again: state.json says that it was taken.
             Ok(reply) => match verdict("GET", reply.status) {
                 Verdict::Held if reply.status != 403 => self.held(entry, reply.status, UNLEARNT),
+                // It is kept elsewhere, where nobody goes on the word of a reply: asked for ever, its path would be stuck.
+                Verdict::Deferred if (300..400).contains(&reply.status) && self.is_suspect(entry) => {
+                    let detail = format!("{UNLEARNT}: the server answered {}", reply.status);
+                    self.remove(entry, Outcome::Delivered, Some(detail))
+                }
                 Verdict::Deferred => {
                     let why = format!("{UNLEARNT}: the server answered {}", reply.status);
                     self.backed_off(entry, why, &reply)

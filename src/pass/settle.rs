@@ -16,6 +16,7 @@ use crate::precondition::{Base, Validator};
 use crate::quarantine;
 use crate::queue::Entry;
 use crate::response::Current;
+use crate::state::State;
 use crate::{Result, backoff, clock, guest};
 use std::time::{Duration, SystemTime};
 use wasi::clocks::monotonic_clock;
@@ -179,8 +180,10 @@ impl Pass {
         if !matches!(reply.status, 200..=299 | 404 | 410) {
             return None;
         }
-        let found = reply.header(name).map(str::trim);
-        (found != Some(value)).then(|| {
+        let has = |(field, found): &(String, Vec<u8>)| {
+            field.eq_ignore_ascii_case(name) && found.trim_ascii() == value.as_bytes()
+        };
+        (!reply.headers.iter().any(has)).then(|| {
             format!("the server answered {} without {name}: {value}; is this a captive portal?", reply.status)
         })
     }
@@ -262,8 +265,11 @@ impl Pass {
         for id in &ids {
             let Some(next) = ahead.entry(*id) else { continue };
             // Where several replay, another may have handed on something newer.
-            let changed = |now: Entry| now.state.validator != next.state.validator;
-            if lease.is_some() && queue.load(*id).is_ok_and(changed) {
+            if lease.is_some()
+                && let Ok(now) = queue.load(*id)
+                && now.state.validator != next.state.validator
+            {
+                next.state.validator = now.state.validator;
                 continue;
             }
             next.state.validator = Some(validator.clone());
@@ -329,7 +335,10 @@ impl Pass {
         match failure {
             Failure::Unreachable(why) => {
                 self.upstream_away(Health::Down, entry.id);
-                self.deferred(entry, Outcome::Deferred, why, None)
+                self.noted(entry, Outcome::Deferred, why, None, |state| {
+                    state.in_flight = false;
+                    state.unreached = state.unreached.saturating_add(1);
+                })
             }
             Failure::NoReply(why) if self.is_ambiguous(entry) => {
                 self.upstream_away(Health::Down, entry.id);
@@ -341,8 +350,8 @@ impl Pass {
             }
             Failure::NoReply(why) => {
                 self.upstream_away(Health::Down, entry.id);
-                let (due, sent) = (self.due_if_suspect(entry), entry.state.in_flight);
-                self.noted(entry, Outcome::Deferred, why, due, sent)
+                let due = self.due_if_suspect(entry);
+                self.noted(entry, Outcome::Deferred, why, due, |_| {})
             }
             // What somebody has dropped is not damaged.
             Failure::Damaged(_) if self.queue.is_gone(entry.id) => self.removed(entry),
@@ -373,17 +382,25 @@ impl Pass {
     /// When an entry is due that was tried in vain so often that it may be this request, and not the upstream, with which
     /// something is wrong: after the next pass, so that another gets its turn as the probe.
     fn due_if_suspect(&self, entry: &Entry) -> Option<SystemTime> {
-        let tries = entry.state.attempts.checked_sub(PATIENCE - 1)?.saturating_add(1);
+        let tries = entry.state.tries().checked_sub(PATIENCE - 1)?.saturating_add(1);
         let pause = backoff::outage(self.report.resume.outages.saturating_add(1)) + backoff::SOON;
         Some(SystemTime::now() + backoff::entry(tries, get_random_u64() as u32).max(pause))
     }
 
+    /// Whether an entry was tried so often that this is no passing trouble.
+    pub(super) fn is_suspect(&self, entry: &Entry) -> bool {
+        entry.state.tries() >= PATIENCE - 1
+    }
+
     /// The server wants other credentials; with 403, maybe for this resource only.
     pub(super) fn held(&mut self, entry: &Entry, status: u16, before: &str) -> Settled {
-        self.upstream_away(Health::Auth, entry.id);
+        let due = if status == 403 { self.due_if_suspect(entry) } else { None };
+        // One that is suspected waits by itself.
+        if due.is_none() {
+            self.upstream_away(Health::Auth, entry.id);
+        }
         let separator = if before.is_empty() { "" } else { ": " };
         let why = format!("{before}{separator}the server answered {status}");
-        let due = if status == 403 { self.due_if_suspect(entry) } else { None };
         self.deferred(entry, Outcome::Held, why, due)
     }
 
@@ -391,8 +408,8 @@ impl Pass {
     pub(super) fn backed_off(&mut self, entry: &Entry, why: String, reply: &Reply) -> Settled {
         let now = SystemTime::now();
         let wish = reply.header("retry-after").and_then(|value| backoff::retry_after(value, now));
-        let attempts = entry.state.attempts.saturating_add(1);
-        let wait = wish.unwrap_or_else(|| backoff::entry(attempts, get_random_u64() as u32));
+        let tries = entry.state.tries().saturating_add(1);
+        let wait = wish.unwrap_or_else(|| backoff::entry(tries, get_random_u64() as u32));
         self.deferred(entry, Outcome::Deferred, why, Some(now + wait))
     }
 
@@ -404,7 +421,7 @@ impl Pass {
         why: String,
         due: Option<SystemTime>,
     ) -> Settled {
-        self.noted(entry, outcome, why, due, false)
+        self.noted(entry, outcome, why, due, |state| state.in_flight = false)
     }
 
     /// If that cannot be written, the entry is merely tried sooner.
@@ -414,7 +431,7 @@ impl Pass {
         outcome: Outcome,
         why: String,
         due: Option<SystemTime>,
-        in_flight: bool,
+        note: impl FnOnce(&mut State),
     ) -> Settled {
         if self.config.original {
             return Settled::stays(outcome, why);
@@ -426,7 +443,7 @@ impl Pass {
         state.attempts = state.attempts.saturating_add(1);
         state.not_before = due.map(clock::rfc3339_up);
         state.last_error = Some(why.clone());
-        state.in_flight = in_flight;
+        note(&mut state);
         // That it was taken must not be forgotten, or it is written again.
         let saved = match state.taken {
             Some(_) => self.queue.save_state_durably(entry.id, &state),

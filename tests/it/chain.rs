@@ -574,3 +574,43 @@ async fn edits_that_are_thousands_of_entries_apart_do_not_conflict_either() {
     assert_eq!((report.delivered, report.conflicts, report.remaining), (5_002, 0, 0));
     assert_eq!(resources.content("/doc").as_deref(), Some("two"));
 }
+
+/// A server may take them for one resource or for two; a version of one is never taken for one of the other.
+#[tokio::test]
+async fn edits_of_paths_that_are_spelt_differently_inherit_nothing_from_each_other() {
+    for [one, other] in [["/a/b", "/a%2Fb"], ["/a/b", "/a//b"], ["/a", "/a/"]] {
+        let (root, resources) = (root(), Resources::named(Names::Date));
+        let base = now() - 10_000;
+        resources.write(one, "before", base);
+        resources.write(other, "somebody's", base + 500);
+        let server = Upstream::start(resources.script());
+        let outbox = open(root.path(), &server.url());
+        for uri in [one, other] {
+            send_on(&outbox, &Base::Date(base), "PUT", uri, "mine").await;
+        }
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.delivered, report.conflicts), (1, 1), "{other}: {deliveries:?}");
+        assert_eq!(resources.content(other).as_deref(), Some("somebody's"));
+    }
+}
+
+/// Where content is kept is the server's affair; nobody goes there on the word of a reply.
+#[tokio::test]
+async fn a_question_that_is_redirected_for_good_ends_after_some_tries() {
+    let root = root();
+    let server = Upstream::start(|seen| match seen.method.as_str() {
+        "GET" => Reply::new(302).header("Location", "https://store.example/1"),
+        _ => Reply::new(201),
+    });
+    let outbox = open(root.path(), &server.url());
+    let first = send_on(&outbox, &Base::Absent, "PUT", "/doc", "one").await;
+    send_on(&outbox, &Base::Absent, "PUT", "/doc", "two").await;
+    for _ in 0..2 {
+        assert_eq!(replay(&outbox).await.0.delivered, 0);
+        outbox.retry(&first).await.unwrap();
+    }
+    assert_eq!(replay(&outbox).await.0.delivered, 2);
+    assert_eq!(server.lines(), ["PUT /doc", "GET /doc", "GET /doc", "GET /doc", "PUT /doc"]);
+    // It keeps its base, and the server decides.
+    assert_eq!(server.seen()[4].header("if-none-match"), Some("*"));
+}

@@ -1,10 +1,10 @@
 //! `--coalesce`: a PUT that a later write replaces whole is not sent.
 
 use crate::cli::Cli;
-use crate::kit::{Base, builder, replay, root, send_on, tree};
+use crate::kit::{Base, builder, path, replay, root, send_on, soon, tree};
 use crate::resources::{Resources, now};
 use crate::upstream::{Act, Upstream};
-use outbox_host::{Delivery, Order, Outbox, Outcome, Profile};
+use outbox_host::{Delivery, Event, Order, Outbox, Outcome, Profile};
 use std::path::Path;
 
 fn coalescing(root: &Path, server: &Upstream) -> Outbox {
@@ -198,4 +198,35 @@ async fn the_originals_profile_leaves_nothing_out() {
     }
     let (report, _) = replay(&outbox).await;
     assert_eq!((report.superseded, report.delivered, server.lines().len()), (0, 2, 2));
+}
+
+#[tokio::test]
+async fn a_damaged_write_replaces_no_sound_one() {
+    let (root, resources, server) = doc();
+    let outbox = coalescing(root.path(), &server);
+    send_on(&outbox, &v1(), "PUT", "/doc", "sound").await;
+    let damaged = send_on(&outbox, &v1(), "PUT", "/doc", "other").await;
+    std::fs::write(path(root.path(), &damaged).join("body.bin"), "otter").unwrap();
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.corrupt), (1, 1), "{deliveries:?}");
+    assert_eq!(resources.content("/doc").as_deref(), Some("sound"));
+}
+
+/// Hundreds of drafts of one document: each is told as it is left out, not all at the end.
+#[tokio::test]
+async fn a_stop_is_heard_while_writes_are_left_out() {
+    let (root, _, server) = doc();
+    let outbox = coalescing(root.path(), &server);
+    for n in 0..400 {
+        send_on(&outbox, &Base::Nothing, "PUT", "/doc", if n % 2 == 0 { "even" } else { "odd" }).await;
+    }
+    let mut events = outbox.subscribe();
+    let stop = async {
+        while !matches!(events.recv().await, Ok(Event::Delivery(_))) {}
+        outbox.shutdown().await;
+    };
+    let (report, ()) = soon("the end of the pass", async { tokio::join!(outbox.replay(), stop) }).await;
+    let report = report.unwrap();
+    assert!((1..399).contains(&report.superseded), "{report:?}");
+    assert!(server.lines().is_empty());
 }

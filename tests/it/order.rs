@@ -1,6 +1,6 @@
 //! What is sent after what, what at once, and what an outage, a restart, a wake or a shutdown does to it.
 
-use crate::kit::{builder, cache_dir, edit_meta, open, path, replay, root, send, soon, tree};
+use crate::kit::{Base, builder, cache_dir, edit_meta, open, path, replay, root, send, send_on, soon, tree};
 use crate::upstream::{Act, Gate, Reply, ReservedPort, Seen, Upstream};
 use outbox_host::{
     Body, Delivery, Durability, Error, Event, Health, Order, Outbox, Outcome, Runtime, RuntimeOptions, Write,
@@ -104,11 +104,12 @@ async fn nothing_of_what_was_delivered_is_left_whoever_deletes_it() {
 /// A COPY or MOVE concerns where it leads, too, however that is spelt.
 #[tokio::test]
 async fn a_move_and_a_write_to_its_destination_keep_their_order() {
-    for destination in ["/dav/b", "http://elsewhere.example:8080/dav/%62/"] {
+    for destination in ["/dav@x/b", "http://elsewhere.example:8080/dav@x/%62/", "/dav%40x/b", "//dav%40x//b"]
+    {
         let root = root();
         let server = Upstream::start(|seen| if seen.method == "MOVE" { 503 } else { 204 });
         let outbox =
-            builder(root.path()).upstream(format!("{}/dav", server.url())).concurrency(16).open().unwrap();
+            builder(root.path()).upstream(format!("{}/dav@x", server.url())).concurrency(16).open().unwrap();
         let mut write = Write::new("MOVE", "/a");
         write.headers.push(("Destination".into(), destination.into()));
         outbox.enqueue_write(write, Body::empty()).await.unwrap();
@@ -116,12 +117,12 @@ async fn a_move_and_a_write_to_its_destination_keep_their_order() {
         send(&outbox, "PUT", "/c", "x").await;
         let (report, _) = replay(&outbox).await;
         assert_eq!((report.delivered, report.deferred, report.remaining), (1, 1, 2), "{destination}");
-        assert_eq!(server.lines(), ["MOVE /dav/a", "PUT /dav/c"]);
+        assert_eq!(server.lines(), ["MOVE /dav@x/a", "PUT /dav@x/c"]);
 
         server.script(|_| 204);
         outbox.retry(outbox.pending(None, 1).await.unwrap().remove(0).id).await.unwrap();
         replay(&outbox).await;
-        assert_eq!(server.lines()[2..], ["MOVE /dav/a", "PUT /dav/b/c"]);
+        assert_eq!(server.lines()[2..], ["MOVE /dav@x/a", "PUT /dav@x/b/c"]);
     }
 }
 
@@ -526,7 +527,7 @@ async fn a_request_that_the_server_cannot_bear_does_not_stop_the_queue() {
 
 #[tokio::test]
 async fn a_resource_that_is_forbidden_holds_back_itself_and_not_the_queue() {
-    for (status, delivered) in [(403, 1), (401, 0)] {
+    for (status, upstream) in [(403, Health::Up), (401, Health::Auth)] {
         let root = root();
         let server =
             Upstream::start(move |seen| if seen.target.starts_with("/secret") { status } else { 200 });
@@ -536,17 +537,20 @@ async fn a_resource_that_is_forbidden_holds_back_itself_and_not_the_queue() {
             send(&outbox, "PUT", uri, "y").await;
         }
         let mut next_pass = SystemTime::now();
-        for _ in 0..3 {
+        for time in 1..=3 {
             let started = SystemTime::now();
             let (report, _) = replay(&outbox).await;
-            assert_eq!((report.held, report.remaining, report.upstream), (1, 3, Health::Auth), "{status}");
+            // For the third time, it is the resource with which something is wrong, and the others go.
+            let expected = if time == 3 && status == 403 { (2, Health::Up) } else { (3, Health::Auth) };
+            assert_eq!((report.remaining, report.upstream), expected, "{status}");
+            assert_eq!(report.held, 1);
             next_pass = started + Duration::from_millis(report.next_delay_ms);
         }
-        // Where it waits, that is until after the next probe: that is another.
+        // It waits at least until the next pass.
         let waits_until = outbox.get(&secret).await.unwrap().entry.unwrap().not_before;
         let waits_until = waits_until.map(|at| humantime::parse_rfc3339(&at).unwrap());
         assert_eq!(waits_until.map(|at| at >= next_pass), (status == 403).then_some(true), "{waits_until:?}");
-        assert_eq!(replay(&outbox).await.0.delivered, delivered, "{status}");
+        assert_eq!(replay(&outbox).await.0.upstream, upstream, "{status}");
         // 401 is about who asks, not about what for: there the next probe is the same.
         let left = outbox.get(&secret).await.unwrap().entry.unwrap();
         assert_eq!(
@@ -590,4 +594,42 @@ async fn what_is_dropped_while_another_is_under_way_is_not_sent_after_it() {
         assert_eq!((report.delivered, report.remaining), (1 + concurrency as u64, 0), "{report:?}");
         assert!(server.seen().iter().all(|seen| seen.target != "/dropped"), "{:?}", server.lines());
     }
+}
+
+#[tokio::test]
+async fn one_at_a_time_means_questions_too() {
+    let root = root();
+    let server = Upstream::start(|seen| if seen.method == "PUT" { 204 } else { 404 });
+    let outbox = builder(root.path()).upstream(server.url()).concurrency(1).open().unwrap();
+    for edit in ["one", "two"] {
+        for n in 0..8 {
+            send_on(&outbox, &Base::Etag("\"v\"".into()), "PUT", &format!("/{n}"), edit).await;
+        }
+    }
+    assert_eq!(replay(&outbox).await.0.delivered, 16);
+    // The question comes before any other write.
+    let firsts: Vec<String> = (0..8).flat_map(|n| [format!("PUT /{n}"), format!("GET /{n}")]).collect();
+    assert_eq!(server.lines()[..16], firsts);
+}
+
+#[tokio::test]
+async fn many_forbidden_resources_do_not_keep_the_others_waiting() {
+    let root = root();
+    let server = Upstream::start(|seen| if seen.target.starts_with("/secret") { 403 } else { 200 });
+    let outbox = open(root.path(), &server.url());
+    let mut secrets = Vec::new();
+    for n in 0..3 {
+        secrets.push(send(&outbox, "PUT", &format!("/secret/{n}"), "x").await);
+    }
+    // Each is suspected once it was tried three times.
+    for _ in 0..9 {
+        replay(&outbox).await;
+    }
+    for secret in &secrets {
+        assert!(outbox.get(secret).await.unwrap().entry.unwrap().not_before.is_some());
+        outbox.retry(secret).await.unwrap();
+    }
+    send(&outbox, "PUT", "/fine", "y").await;
+    let (report, _) = replay(&outbox).await;
+    assert_eq!((report.held, report.delivered, report.remaining), (3, 1, 3));
 }

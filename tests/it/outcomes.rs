@@ -1,8 +1,8 @@
 //! What becomes of an entry after each kind of reply: the table of docs/semantics.md, and what an operator can do then.
 
-use crate::kit::{builder, json, open, path, replay, root, send, set_aside, tree};
+use crate::kit::{Base, builder, json, open, path, replay, root, send, send_on, set_aside, tree};
 use crate::resources::{Names, Resources, date, now};
-use crate::upstream::{Act, Reply, Seen, Upstream};
+use crate::upstream::{Act, Reply, ReservedPort, Seen, Upstream};
 use outbox_host::{Delivery, Error, Health, Keep, Outbox, Outcome, Place, Refused, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -440,4 +440,58 @@ async fn a_conflict_whose_version_is_unknown_stays_and_only_conflicts_are_resolv
     replay(&outbox).await;
     assert!(matches!(outbox.resolve(&pending, Keep::Mine).await, Err(Error::NoValidator(_))));
     assert_eq!(outbox.count().await.unwrap().conflicts, 1);
+}
+
+/// RFC 4918 says with 207 that part of a DELETE, COPY or MOVE was not done; to a PROPPATCH it is the usual reply.
+#[tokio::test]
+async fn what_was_done_in_part_only_is_kept_with_the_reply() {
+    let root = root();
+    let server = Upstream::start(|_| Reply::new(207).body("<multistatus>423 Locked</multistatus>"));
+    let outbox = open(root.path(), &server.url());
+    let delete = send(&outbox, "DELETE", "/dir/", "").await;
+    send(&outbox, "PROPPATCH", "/a", "<x/>").await;
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.rejected, report.delivered, report.remaining), (1, 1, 0), "{deliveries:?}");
+    let response = json(&set_aside(root.path(), "rejected", &delete).join("response.json"));
+    assert!(response["body_start"].as_str().unwrap().contains("423 Locked"), "{response}");
+}
+
+#[tokio::test]
+async fn an_outage_does_not_make_an_entry_wait_longer_afterwards() {
+    let (root, port) = (root(), ReservedPort::new());
+    let outbox = open(root.path(), &port.url());
+    let id = send(&outbox, "PUT", "/a", "x").await;
+    for _ in 0..9 {
+        assert_eq!(replay(&outbox).await.0.upstream, Health::Down);
+    }
+    assert_eq!(outbox.get(&id).await.unwrap().entry.unwrap().attempts, 9);
+    // Cut once, it is under no suspicion yet; deferred then, it waits for two minutes at most, by chance for less.
+    let server = Upstream::start_on(port, |_| Act::Cut);
+    assert_eq!(replay(&outbox).await.0.upstream, Health::Down);
+    assert_eq!(outbox.get(&id).await.unwrap().entry.unwrap().not_before, None);
+    server.script(|_| 503);
+    let started = SystemTime::now();
+    assert_eq!(replay(&outbox).await.0.deferred, 1);
+    let wait = wait_of(root.path(), &id, started);
+    assert!((0.0..=121.0).contains(&wait), "{wait}");
+}
+
+/// What is kept of a reply has a limit, and what is read comes first.
+#[tokio::test]
+async fn a_reply_with_very_many_header_fields_is_kept_as_far_as_there_is_room() {
+    let root = root();
+    let server = Upstream::start(|seen| {
+        let status = if seen.method == "PUT" { 412 } else { 200 };
+        let many = Reply::new(status).body("theirs");
+        let many = (0..66).fold(many, |reply, n| reply.header(&format!("x-{n}"), &"\"".repeat(5_000)));
+        many.header("etag", "\"theirs\"")
+    });
+    let outbox = open(root.path(), &server.url());
+    send_on(&outbox, &Base::Etag("\"mine\"".into()), "PUT", "/a", "x").await;
+    assert_eq!(replay(&outbox).await.0.conflicts, 1);
+    let conflict = outbox.quarantined().await.unwrap().remove(0);
+    assert_eq!(conflict.validator.as_deref(), Some("\"theirs\""));
+    let reply = outbox.get(conflict.name).await.unwrap().current.unwrap();
+    assert!(reply.headers.iter().any(|(name, value)| name == "etag" && value == "\"theirs\""));
+    assert!(outbox.verify().await.unwrap().is_empty());
 }

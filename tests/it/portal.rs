@@ -35,6 +35,7 @@ async fn a_success_without_the_expected_header_is_put_off_and_with_it_delivered(
         (page(204), Outcome::Deferred),
         (page(200).header("X-Served-By", "hotel"), Outcome::Deferred),
         (page(200).header("x-served-by", " dav7 "), Outcome::Delivered),
+        (page(200).header("X-Served-By", "proxy").header("X-Served-By", "dav7"), Outcome::Delivered),
     ] {
         let root = root();
         let server = Upstream::start({

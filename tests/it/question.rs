@@ -278,3 +278,34 @@ async fn an_answer_that_is_compared_is_waited_for_as_long_as_it_moves() {
     let (.., report, deliveries) = asked(Act::Trickle(Duration::from_millis(50), answer)).await;
     assert_eq!((report.delivered, report.remaining), (1, 0), "{deliveries:?}");
 }
+
+/// What was sent coded comes back coded; and a lock that was held for the write is over by now.
+#[tokio::test]
+async fn the_question_is_about_the_content_as_it_was_sent_and_not_about_its_lock() {
+    let (root, resources) = (root(), Resources::default());
+    let etag = resources.write("/doc", "before", now() - 1_000);
+    let lossy = losing_one_reply(&resources);
+    let server = Upstream::start(move |seen| {
+        let act = lossy(seen);
+        match (seen.method.as_str(), seen.header("if")) {
+            ("GET", Some(_)) => Act::from(412),
+            ("GET", None) => {
+                let found = resources.get("/doc").unwrap();
+                let reply = Reply::new(200).body(found.content).header("etag", &found.etag);
+                reply.header("content-encoding", "gzip").into()
+            }
+            _ => act,
+        }
+    });
+    let outbox = open(root.path(), &server.url());
+    let mut write = Write::new("PUT", "/doc");
+    write.base_etag = Some(etag);
+    write.headers.push(("Content-Encoding".into(), "GZIP".into()));
+    write.headers.push(("If".into(), "(<urn:uuid:1>)".into()));
+    outbox.enqueue_write(write, Body::from("not really")).await.unwrap();
+    assert_eq!(replay(&outbox).await.0.deferred, 1);
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.conflicts), (1, 0), "{deliveries:?}");
+    let question = server.seen().pop().unwrap();
+    assert_eq!(question.header("accept-encoding"), Some("GZIP, identity"));
+}
