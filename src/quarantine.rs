@@ -337,8 +337,7 @@ pub fn resolve(config: &Config, queue: &Queue, name: &str, keep: Keep) -> Result
         Keep::Theirs => None,
         Keep::Mine => Some(requeue(config, queue, &at, None)?),
     };
-    // A crash before this leaves the conflict beside the new entry: shown twice, lost never.
-    queue.discard(&queue.dir, &at.name)?;
+    end(queue, &at, queued)?;
     Ok(queued)
 }
 
@@ -346,8 +345,20 @@ pub fn resolve(config: &Config, queue: &Queue, name: &str, keep: Keep) -> Result
 pub fn resolve_with(config: &Config, queue: &Queue, name: &str, body: &InputStream) -> Result<EntryId> {
     let at = conflict_named(queue, name)?;
     let queued = requeue(config, queue, &at, Some(body))?;
-    queue.discard(&queue.dir, &at.name)?;
+    end(queue, &at, Some(queued))?;
     Ok(queued)
+}
+
+/// Removes a conflict whose write was queued again. A crash before this leaves it beside the new entry, and so does a disk
+/// that fails: shown twice, lost never.
+fn end(queue: &Queue, at: &Located, queued: Option<EntryId>) -> Result<()> {
+    let ended = queue.discard(&queue.dir, &at.name);
+    if let (Err(Error::NoSuchEntry(_)), Some(id)) = (&ended, queued) {
+        // Somebody else has ended it meanwhile, and what he decided holds. Where a pass has sent the new entry by now, that
+        // cannot be helped.
+        let _ = queue.discard(&queue.dir, &id.to_string());
+    }
+    ended
 }
 
 fn conflict_named(queue: &Queue, name: &str) -> Result<Located> {

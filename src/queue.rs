@@ -1,6 +1,5 @@
 //! The queue on disk: what is in it, and how entries are read, annotated and removed.
 
-use crate::Result;
 use crate::bindings::exports::zddc::outbox::queue::Counts;
 use crate::bindings::types;
 use crate::clock;
@@ -17,6 +16,7 @@ use crate::precondition::{Base, Validator};
 use crate::staged::Ahead;
 use crate::state::State;
 use crate::unloadable::Unloadable;
+use crate::{Error, Result};
 use std::cell::{Cell, OnceCell};
 use std::time::{Duration, SystemTime};
 use wasi::clocks::monotonic_clock;
@@ -227,6 +227,10 @@ impl Queue {
             Err(fault) if matches!(fault.code, ErrorCode::NotEmpty | ErrorCode::Exist) => {
                 staging.remove(name)?;
                 Ok(from.rename(name, staging, name)?)
+            }
+            // Somebody else was quicker.
+            Err(fault) if fault.is_missing() && from.stat(name).is_err_and(|gone| gone.is_missing()) => {
+                Err(Error::NoSuchEntry(name.into()))
             }
             renamed => Ok(renamed?),
         }

@@ -1,11 +1,14 @@
 //! What an operator does about conflicts and rejected writes.
 
 use crate::cli::{Cli, Ran, parse};
-use crate::kit::{Base, builder, edit_meta, open, path, replay, root, send, send_on, set_aside, tree};
+use crate::kit::{Base, builder, edit_meta, open, path, replay, root, send, send_on, set_aside, soon, tree};
 use crate::resources::{Names, Resources, now};
 use crate::upstream::{Act, Reply, Upstream};
 use outbox_host::{Body, Error, Keep, Limits, Outbox};
+use std::io::Read;
 use std::path::Path;
+use std::sync::mpsc;
+use tokio::sync::oneshot;
 
 /// A conflict on `/doc`, which somebody else has changed since, or removed.
 async fn conflict(
@@ -238,4 +241,47 @@ fn a_merged_file_is_held_to_the_limits() {
     let mut command = cli.command(resolve.iter().chain(&["--max-body", "11"]));
     let ran = Ran::from(command.env("OUTBOX_MAX_BODY", "10").output().unwrap());
     assert!(ran.expect(0).starts_with("queued again as "));
+}
+
+/// A body that says when it is asked for, and comes when it is told to.
+struct Late(Option<(oneshot::Sender<()>, mpsc::Receiver<()>)>);
+
+impl Read for Late {
+    fn read(&mut self, chunk: &mut [u8]) -> std::io::Result<usize> {
+        let Some((asked, come)) = self.0.take() else { return Ok(0) };
+        asked.send(()).unwrap();
+        come.recv().unwrap();
+        chunk[..4].copy_from_slice(b"both");
+        Ok(4)
+    }
+}
+
+#[tokio::test]
+async fn of_two_who_end_one_conflict_the_later_one_is_told_and_queues_nothing() {
+    for first in ["mine", "theirs", "retry", "drop"] {
+        let root = root();
+        let (resources, _server, outbox, id) = conflict(root.path(), Names::Strong, "PUT", false).await;
+        let ((asked, is_asked), (go, come)) = (oneshot::channel(), mpsc::channel());
+        let other = open(root.path(), "http://127.0.0.1:9");
+        let late = Keep::Merged(Body::reader(Late(Some((asked, come)))));
+        let second = tokio::spawn({
+            let id = id.clone();
+            async move { other.resolve(&id, late).await }
+        });
+        soon("the second one's body", is_asked).await.unwrap();
+        match first {
+            "mine" => drop(outbox.resolve(&id, Keep::Mine).await.unwrap()),
+            "theirs" => drop(outbox.resolve(&id, Keep::Theirs).await.unwrap()),
+            "retry" => outbox.retry(&id).await.unwrap(),
+            _ => outbox.drop_entry(&id).await.unwrap(),
+        }
+        let before = tree(root.path());
+        go.send(()).unwrap();
+        let told = soon("the second one's end", second).await.unwrap();
+        assert!(matches!(told, Err(Error::NoSuchEntry(_))), "{first}: {told:?}");
+        assert_eq!(tree(root.path()), before, "{first}");
+        let left = if let "mine" | "retry" = first { 1 } else { 0 };
+        assert_eq!(outbox.count().await.unwrap().pending, left, "{first}");
+        assert_eq!(resources.content("/doc").as_deref(), Some("theirs"));
+    }
 }
