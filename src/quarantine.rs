@@ -13,6 +13,7 @@ use crate::layout::{
     self, BODY, CONFLICT, CORRUPT, MAX_RECORD, META, Name, REASON, REJECTED, RESPONSE, STATE, parse_aside,
 };
 use crate::meta::{Meta, to_json};
+use crate::pass::Pass;
 use crate::precondition::{Base, Validator};
 use crate::queue::{self, Entry, PAGE, Queue};
 use crate::response::Response;
@@ -410,8 +411,10 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
                 Err(_) => return Err(Error::WrongPlace(format!("{name} cannot be read"))),
             };
             state.not_before = None;
-            // It is ambiguous no longer. That it may have been sent stays known.
-            if std::mem::take(&mut state.in_flight) {
+            // It is ambiguous no longer; that it may have been sent stays known. What is under way for the first time is not
+            // ambiguous yet: nobody was asked.
+            if state.in_flight && state.last_error.take_if(|why| why.ends_with(Pass::AMBIGUOUS)).is_some() {
+                state.in_flight = false;
                 state.attempts = state.attempts.max(1);
             }
             queue.save_state(at.id, &state)

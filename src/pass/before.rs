@@ -20,6 +20,9 @@ thread_local! {
 }
 
 impl Pass {
+    /// [`AMBIGUOUS`], for who releases such a write.
+    pub(crate) const AMBIGUOUS: &str = AMBIGUOUS;
+
     /// Whether it is not known if this write was applied, and a repeat could apply it twice (RFC 9110 section
     /// 9.2.2), and somebody wants to be asked.
     pub(super) fn is_ambiguous(&self, entry: &Entry) -> bool {

@@ -153,3 +153,29 @@ async fn what_was_on_its_way_when_the_system_gave_up_the_connection_is_held() {
         assert_eq!(connections, 1);
     }
 }
+
+#[tokio::test]
+async fn a_retry_of_what_is_under_way_for_the_first_time_does_not_allow_a_repeat() {
+    let cli = Cli::new();
+    let id = cli.send(&["POST", "/a"]);
+    let server = Upstream::start(|_| Act::Stall);
+    let hold = ["--ambiguous", "hold"];
+    // Nobody was asked yet, so nobody can have said that it may be sent again; then somebody does, and it is cut off anew.
+    for (sent, retries) in [(1, true), (2, false)] {
+        let daemon = cli.daemon(&server.url(), &hold);
+        server.wait_for(sent).await;
+        if retries {
+            cli.ok(["retry", &id]);
+        }
+        daemon.signal(rustix::process::Signal::KILL);
+        daemon.end();
+        for told in [1, 0] {
+            let (code, lines, report) = cli.replay(&server.url(), &hold);
+            assert_eq!((code, &report["ambiguous"], lines.len()), (3, &json!(1), told), "{sent}: {lines:?}");
+        }
+        assert_eq!(server.lines().len(), sent);
+        cli.ok(["retry", &id]);
+    }
+    server.script(|_| 204);
+    assert_eq!(cli.replay(&server.url(), &hold).2["delivered"], 1);
+}
