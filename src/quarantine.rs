@@ -427,17 +427,25 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
                 // The version that it inherited from an edit before it.
                 let state = State { validator, ..State::default() };
                 queue.replace_state(dir, &at.path(STATE), &state)?;
-                sync_entry(queue, dir, &at.name)?;
             } else {
                 dir.remove(&at.path(STATE))?;
             }
-            dir.rename(&at.name, &queue.dir, &at.id.to_string())?;
-            // Not before: without it, a conflict that could not be moved would have lost the server's version.
-            let _ = queue.dir.remove(&format!("{}/{RESPONSE}", at.id));
-            match &at.dir {
+            sync_entry(queue, dir, &at.name)?;
+            let refusal = dir.read(&at.path(RESPONSE), MAX_RECORD).ok();
+            let id = at.id.to_string();
+            dir.rename(&at.name, &queue.dir, &id)?;
+            let synced = match &at.dir {
                 Some(place) => sync_both(queue, &queue.dir, place),
                 None => queue.sync_dir(),
+            };
+            synced.inspect_err(|_| _ = queue.dir.rename(&id, dir, &at.name))?;
+            // Not before: a conflict that is back in its place would have lost the server's version. A pass may have written
+            // another one meanwhile.
+            let path = format!("{id}/{RESPONSE}");
+            if queue.dir.read(&path, MAX_RECORD).ok() == refusal {
+                let _ = queue.dir.remove(&path);
             }
+            Ok(())
         }
     }
 }

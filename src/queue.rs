@@ -249,11 +249,15 @@ impl Queue {
         }
     }
 
-    /// Removes something for good, durably.
+    /// Removes something for good, durably. Where that fails, it is where it was: which of both is durable is not known then,
+    /// and either is a right one.
     pub fn discard(&self, from: &Dir, name: &str) -> Result<()> {
         self.retire(from, name)?;
-        if self.sync {
-            from.sync()?;
+        if self.sync
+            && let Err(fault) = from.sync()
+        {
+            let _ = self.staging()?.rename(name, from, name);
+            return Err(fault.into());
         }
         self.erase(name);
         Ok(())

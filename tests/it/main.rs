@@ -50,6 +50,7 @@ mod sandbox;
 mod simulation;
 mod smoke;
 mod stock;
+mod strace;
 mod traps;
 mod upstream;
 mod verify;

@@ -3,6 +3,7 @@
 use crate::cli::{Cli, Ran, parse};
 use crate::kit::{Base, builder, edit_meta, open, path, replay, root, send, send_on, set_aside, soon, tree};
 use crate::resources::{Names, Resources, now};
+use crate::strace::with_failing_syncs;
 use crate::upstream::{Act, Reply, Upstream};
 use outbox_host::{Body, Error, Keep, Limits, Outbox};
 use std::io::Read;
@@ -284,4 +285,38 @@ async fn of_two_who_end_one_conflict_the_later_one_is_told_and_queues_nothing() 
         assert_eq!(outbox.count().await.unwrap().pending, left, "{first}");
         assert_eq!(resources.content("/doc").as_deref(), Some("theirs"));
     }
+}
+
+#[test]
+fn what_cannot_be_made_durable_is_not_done_and_that_is_said() {
+    let cli = Cli::new();
+    let rejecting = Upstream::start(|_| Act::from(422));
+    let rejected = cli.send(&["PUT", "/rejected"]);
+    cli.replay(&rejecting.url(), &[]);
+    let conflict = &conflicts(&cli, &[("PUT", "/a", "mine")])[0];
+    let pending = cli.send(&["PUT", "/pending"]);
+    let (root, before) = (cli.root.path(), cli.tree());
+    let queue = path(root, "");
+    let aside = set_aside(root, "rejected", &rejected);
+    let conflicting = set_aside(root, "", conflict);
+    for (failing, from, args) in [
+        (&queue, 1, &["drop", &pending][..]),
+        (&queue, 1, &["drop", conflict]),
+        (&queue, 1, &["retry", conflict]),
+        (&conflicting, 1, &["retry", conflict]),
+        (&queue, 1, &["retry", &rejected]),
+        (&path(root, "rejected"), 1, &["drop", &rejected]),
+        (&path(root, "rejected"), 1, &["retry", &rejected]),
+        (&aside, 1, &["retry", &rejected]),
+        (&queue, 1, &["resolve", conflict, "--keep", "theirs"]),
+        (&queue, 1, &["resolve", conflict, "--keep", "mine"]),
+    ] {
+        let Some(ran) = with_failing_syncs(&cli, failing, from, args) else { return };
+        assert!(ran.code == 1 && ran.stderr.contains("sync"), "{args:?}: {ran:?}");
+        assert_eq!(cli.tree(), before, "{args:?}");
+    }
+    // Once the new entry is durable, the conflict stays beside it: twice rather than not at all.
+    let ran = with_failing_syncs(&cli, &queue, 2, &["resolve", conflict, "--keep", "mine"]).unwrap();
+    assert!(ran.code == 1 && ran.stderr.contains("sync"), "{ran:?}");
+    assert!(before.iter().all(|name| cli.tree().contains(name)), "{:?}", cli.tree());
 }
