@@ -18,6 +18,7 @@ use crate::precondition::{Base, Validator};
 use crate::queue::{self, Entry, PAGE, Queue};
 use crate::response::Response;
 use crate::state::State;
+use crate::unloadable::Unloadable;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -400,25 +401,37 @@ fn requeue(config: &Config, queue: &Queue, at: &Located, body: Option<&InputStre
     enqueue::enqueue(config, queue, &request, body)
 }
 
+/// How often a pending entry's state is tried to be changed while a pass changes it, too.
+const TRIES: u32 = 4;
+
+/// Makes a pending entry due now.
+fn release(queue: &Queue, id: EntryId, name: &str) -> Result<()> {
+    for _ in 0..TRIES {
+        let was = match queue.load(id) {
+            Ok(entry) => entry.state,
+            Err(Unloadable::Gone) => return Err(Error::NoSuchEntry(name.into())),
+            Err(_) => return Err(Error::WrongPlace(format!("{name} cannot be read"))),
+        };
+        let mut state = State { not_before: None, ..was.clone() };
+        // It is ambiguous no longer; that it may have been sent stays known. What is under way for the first time is not
+        // ambiguous yet: nobody was asked.
+        if state.in_flight && state.last_error.take_if(|why| why.ends_with(Pass::AMBIGUOUS)).is_some() {
+            state.in_flight = false;
+            state.attempts = state.attempts.max(1);
+        }
+        if queue.swap_state(id, &was, &state)? {
+            return Ok(());
+        }
+    }
+    Err(Error::Io(format!("{name} is being sent just now; try again")))
+}
+
 /// Makes an entry due now, or puts a conflict or a rejected entry back in its old place.
 pub fn retry(queue: &Queue, name: &str) -> Result<()> {
     let at = locate(queue, name)?;
     let dir = at.dir(queue);
     match at.place {
-        Place::Pending => {
-            let mut state = match queue.load(at.id) {
-                Ok(entry) => entry.state,
-                Err(_) => return Err(Error::WrongPlace(format!("{name} cannot be read"))),
-            };
-            state.not_before = None;
-            // It is ambiguous no longer; that it may have been sent stays known. What is under way for the first time is not
-            // ambiguous yet: nobody was asked.
-            if state.in_flight && state.last_error.take_if(|why| why.ends_with(Pass::AMBIGUOUS)).is_some() {
-                state.in_flight = false;
-                state.attempts = state.attempts.max(1);
-            }
-            queue.save_state(at.id, &state)
-        }
+        Place::Pending => release(queue, at.id, name),
         Place::Corrupt => Err(Error::WrongPlace(format!("{name} is corrupt; show it, mend or drop it"))),
         Place::Conflict | Place::Rejected => {
             let state = dir.read(&at.path(STATE), MAX_RECORD).ok();
@@ -450,21 +463,50 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
     }
 }
 
+/// A pending entry that inherits a version from one that is dropped.
+struct Heir {
+    id: EntryId,
+    was: State,
+    now: State,
+}
+
+impl Heir {
+    fn save(&self, queue: &Queue) -> Result<()> {
+        match queue.swap_state(self.id, &self.was, &self.now)? {
+            true => sync_entry(queue, &queue.dir, &self.id.to_string()),
+            // Something newer was handed on to it meanwhile, or it has gone.
+            false => Ok(()),
+        }
+    }
+}
+
+/// The edits that would have followed this pending one, and follow the one before it when it is dropped.
+fn heirs(queue: &Queue, id: EntryId) -> Result<Vec<Heir>> {
+    let Ok(entry) = queue.load(id) else { return Ok(Vec::new()) };
+    let Some(validator) = &entry.state.validator else { return Ok(Vec::new()) };
+    let mut ahead = Ahead::list(queue)?;
+    ahead.skip_to(id);
+    let (ids, _) = ahead.successors(queue, &entry);
+    let heir = |id| {
+        let was = ahead.entry(id)?.state.clone();
+        Some(Heir { id, now: State { validator: Some(validator.clone()), ..was.clone() }, was })
+    };
+    Ok(ids.into_iter().filter_map(heir).collect())
+}
+
 /// Removes an entry for good.
 pub fn drop_entry(queue: &Queue, name: &str) -> Result<()> {
     let at = locate(queue, name)?;
-    if at.place == Place::Pending
-        && let Ok(entry) = queue.load(at.id)
-        && let Some(validator) = entry.state.validator.clone()
-    {
-        // The edit that would have followed this one follows the one before it now.
-        let mut ahead = Ahead::list(queue)?;
-        ahead.skip_to(at.id);
-        for id in ahead.successors(queue, &entry).0 {
-            let Some(next) = ahead.entry(id) else { continue };
-            next.state.validator = Some(validator.clone());
-            queue.save_state_durably(next.id, &next.state)?;
+    let heirs = match at.place {
+        Place::Pending => heirs(queue, at.id)?,
+        _ => Vec::new(),
+    };
+    for heir in &heirs {
+        // Whoever has delivered it meanwhile has handed on what that made.
+        if queue.is_gone(at.id) {
+            break;
         }
+        heir.save(queue)?;
     }
     queue.discard(at.dir(queue), &at.name)
 }

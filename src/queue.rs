@@ -199,13 +199,31 @@ impl Queue {
 
     /// The same wherever the entry is.
     pub fn replace_state(&self, dir: &Dir, path: &str, state: &State) -> Result<()> {
+        self.put_state(dir, path, state, || true).map(|_| ())
+    }
+
+    /// The same for a pending entry, unless somebody else has changed it since it was this, or taken the entry; whether it
+    /// was replaced.
+    pub fn swap_state(&self, id: EntryId, was: &State, state: &State) -> Result<bool> {
+        let same = || self.load(id).is_ok_and(|now| now.state == *was);
+        self.put_state(&self.dir, &format!("{id}/{STATE}"), state, same)
+    }
+
+    fn put_state(&self, dir: &Dir, path: &str, state: &State, may: impl FnOnce() -> bool) -> Result<bool> {
         let staging = self.staging()?;
         // Under a name of its own: a pass and an operator may write the same entry's at once.
         let new = format!("{STATE}.{}", hex::encode(get_random_bytes(8)));
-        let replaced =
-            staging.write(&new, &to_json(state), self.sync).and_then(|()| staging.rename(&new, dir, path));
-        // Half a file helps nobody, least of all on a full disk.
-        Ok(replaced.inspect_err(|_| _ = staging.unlink(&new))?)
+        let written = staging.write(&new, &to_json(state), self.sync);
+        // As late as can be: writing takes the longest.
+        let put = written.and_then(|()| match may() {
+            true => staging.rename(&new, dir, path).map(|()| true),
+            false => Ok(false),
+        });
+        if !matches!(put, Ok(true)) {
+            // Half a file helps nobody, least of all on a full disk.
+            let _ = staging.unlink(&new);
+        }
+        Ok(put?)
     }
 
     /// The same, durable when it returns.

@@ -3,6 +3,7 @@
 use crate::cli::Cli;
 use crate::kit::{Base, edit_meta, json, open, path, replay, root, send_on, set_aside, tree};
 use crate::resources::{Names, Resources, now};
+use crate::strace::stopped_after;
 use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
 use outbox_host::{Delivery, Durability, Outbox, Outcome, Refused, Write};
 use std::path::Path;
@@ -613,4 +614,54 @@ async fn a_question_that_is_redirected_for_good_ends_after_some_tries() {
     assert_eq!(server.lines(), ["PUT /doc", "GET /doc", "GET /doc", "GET /doc", "PUT /doc"]);
     // It keeps its base, and the server decides.
     assert_eq!(server.seen()[4].header("if-none-match"), Some("*"));
+}
+
+/// Two edits, the first of which has inherited a version.
+async fn with_an_heir(cli: &Cli) -> [String; 2] {
+    let (resources, server, base) = doc(Names::Strong);
+    let outbox = open(cli.root.path(), &server.url());
+    send_on(&outbox, &Base::Nothing, "PUT", "/elsewhere", "x").await;
+    let [_, second, third] = edits(&outbox, &base, ["one", "two", "three"]).await;
+    let (script, put_off) = (resources.script(), second.clone());
+    server.script(move |seen| match seen.header("idempotency-key") == Some(&put_off) {
+        true => 503.into(),
+        false => script(seen),
+    });
+    assert_eq!(replay(&outbox).await.0.delivered, 2);
+    [second, third]
+}
+
+#[tokio::test]
+async fn a_drop_that_comes_too_late_takes_no_newer_version_from_the_next_edit() {
+    let cli = Cli::new();
+    let [second, third] = with_an_heir(&cli).await;
+    let (root, state) = (cli.root.path(), path(cli.root.path(), &format!("{third}/state.json")));
+    let newer = r#"{"validator":{"etag":"\"newer\""}}"#;
+    // While the version of the one to be dropped is put on disk for the next one, a pass delivers it.
+    let delivered = || {
+        std::fs::write(&state, newer).unwrap();
+        std::fs::remove_dir_all(path(root, &second)).unwrap();
+    };
+    let Some(ran) = stopped_after(&cli, "fsync,fdatasync", None, &["drop", &second], delivered) else {
+        return;
+    };
+    assert!(ran.code == 1 && ran.stderr.contains("no entry is called"), "{ran:?}");
+    assert_eq!(std::fs::read_to_string(&state).unwrap(), newer);
+}
+
+#[tokio::test]
+async fn a_retry_takes_back_nothing_that_was_noted_meanwhile() {
+    let cli = Cli::new();
+    let [second, _] = with_an_heir(&cli).await;
+    let file = path(cli.root.path(), &format!("{second}/state.json"));
+    let mut state = json(&file);
+    assert!(state["not_before"].is_string());
+    state["in_flight"] = true.into();
+    let under_way = || std::fs::write(&file, state.to_string()).unwrap();
+    let Some(ran) = stopped_after(&cli, "fsync,fdatasync", None, &["retry", &second], under_way) else {
+        return;
+    };
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let state = json(&file);
+    assert_eq!((&state["in_flight"], &state["not_before"]), (&true.into(), &serde_json::Value::Null));
 }

@@ -1,16 +1,21 @@
-//! The binary under strace(1), which makes a system call fail. Where there is no strace, that is said, and nothing is run.
+//! The binary under strace(1), which makes a system call fail, or stops the process at one. Where there is no strace,
+//! that is said, and nothing is run.
 
 use crate::cli::{Cli, Ran};
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 fn command(cli: &Cli, options: &[&str], args: &[&str]) -> Option<Command> {
     if let Err(error) = Command::new("strace").arg("-V").output() {
         eprintln!("skipped: strace: {error}");
         return None;
     }
-    let binary = env!("CARGO_BIN_EXE_outbox");
-    Some(cli.clean("strace", ["-f", "-qq"].iter().chain(options).chain(&[binary]).chain(args)))
+    // It says first what its process is.
+    let script = "echo $$; exec \"$0\" \"$@\"";
+    let traced = ["sh", "-c", script, env!("CARGO_BIN_EXE_outbox")];
+    Some(cli.clean("strace", ["-f", "-qq"].iter().chain(options).chain(&traced).chain(args)))
 }
 
 /// Runs a command for which syncs of this path fail, from the `from`th on.
@@ -20,4 +25,43 @@ pub fn with_failing_syncs(cli: &Cli, path: &Path, from: u32, args: &[&str]) -> O
     let options = ["-o", "/dev/null", "-P", path.to_str().unwrap(), "-e", "trace=fsync,fdatasync"];
     let options = [&options[..], &["-e", &inject]].concat();
     Some(Ran::from(command(cli, &options, args)?.output().unwrap()))
+}
+
+/// Runs a command that is stopped after its first such call (of this path, where one is given), until something else
+/// was done.
+pub fn stopped_after(
+    cli: &Cli,
+    call: &str,
+    path: Option<&Path>,
+    args: &[&str],
+    meanwhile: impl FnOnce(),
+) -> Option<Ran> {
+    let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=STOP:when=1"));
+    let path = path.map(|path| path.canonicalize().unwrap());
+    let mut options = vec!["-e", &trace, "-e", &inject];
+    options.extend(path.iter().flat_map(|path| ["-P", path.to_str().unwrap()]));
+    let mut child =
+        command(cli, &options, args)?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut pid = String::new();
+    stdout.read_line(&mut pid).unwrap();
+    let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    let (mut meanwhile, mut log) = (Some(meanwhile), String::new());
+    for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+        let line = line.unwrap();
+        if line.contains("--- stopped by SIGSTOP ---") {
+            if let Some(meanwhile) = meanwhile.take() {
+                meanwhile();
+            }
+            // Each thread counts its own calls, and each tells that it has stopped.
+            let _ = kill_process(pid, Signal::CONT);
+        }
+        log.push_str(&line);
+        log.push('\n');
+    }
+    assert!(meanwhile.is_none(), "it never stopped: {log}");
+    let code = child.wait().unwrap().code().unwrap();
+    let mut printed = String::new();
+    std::io::Read::read_to_string(&mut stdout, &mut printed).unwrap();
+    Some(Ran { code, stdout: printed, stderr: log })
 }
