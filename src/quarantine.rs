@@ -501,12 +501,21 @@ pub fn drop_entry(queue: &Queue, name: &str) -> Result<()> {
         Place::Pending => heirs(queue, at.id)?,
         _ => Vec::new(),
     };
-    for heir in &heirs {
+    let mut later = Vec::new();
+    for heir in heirs {
         // Whoever has delivered it meanwhile has handed on what that made.
         if queue.is_gone(at.id) {
             break;
         }
-        heir.save(queue)?;
+        match heir.save(queue) {
+            // What is dropped makes room. If the process dies in between, there is a conflict at worst.
+            Err(Error::NoSpace) => later.push(heir),
+            done => done?,
+        }
     }
-    queue.discard(at.dir(queue), &at.name)
+    queue.discard(at.dir(queue), &at.name)?;
+    for heir in later {
+        let _ = heir.save(queue);
+    }
+    Ok(())
 }

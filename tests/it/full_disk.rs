@@ -352,3 +352,24 @@ fn what_is_to_replace_what_is_delivered_also_on_a_full_disk() {
         assert_eq!((ran.code, counts), (0, [3, 0, 0]), "{ran:?}");
     });
 }
+
+#[test]
+fn an_entry_can_be_dropped_on_a_full_disk_and_leaves_its_version_to_the_next_one() {
+    in_namespace("an_entry_can_be_dropped_on_a_full_disk_and_leaves_its_version_to_the_next_one", || {
+        let disk = Disk::tmpfs(Scarce::Bytes);
+        let cli = Cli { root: TempDir::new_in(disk.at.path()).unwrap() };
+        // The second of three edits is not taken now; it has inherited what the first one made.
+        let server = Upstream::start(|seen| match seen.header("if-match") {
+            Some("\"v1\"") if seen.method == "PUT" => Act::from(Reply::new(204).header("ETag", "\"v2\"")),
+            _ => Act::from(503),
+        });
+        let edits = ["1", "2", "3"]
+            .map(|n| cli.send(&["PUT", "/doc", "--base-etag", "\"v1\"", "--header", &format!("X-N: {n}")]));
+        cli.replay(&server.url(), &[]);
+        disk.fill();
+        let ran = cli.run(["drop", &edits[1]]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+        let state = kit::json(&kit::path(cli.root.path(), &format!("{}/state.json", edits[2])));
+        assert_eq!(state["validator"]["etag"], "\"v2\"");
+    });
+}
