@@ -12,7 +12,7 @@ use crate::id::EntryId;
 use crate::layout::{
     self, BODY, CONFLICT, CORRUPT, MAX_RECORD, META, Name, REASON, REJECTED, RESPONSE, STATE, parse_aside,
 };
-use crate::meta::{Meta, to_json};
+use crate::meta::{Meta, reason_in, to_json};
 use crate::pass::Pass;
 use crate::precondition::{Base, Validator};
 use crate::queue::{self, Entry, PAGE, Queue};
@@ -180,15 +180,14 @@ impl Located {
     }
 }
 
+/// Where entries are set aside, but for conflicts.
+const ASIDE: [(&str, Place); 2] = [(REJECTED, Place::Rejected), (CORRUPT, Place::Corrupt)];
+
 /// The greatest id in `rejected/` and `corrupt/`: what is put back is in the queue under its old one.
 pub fn newest(queue: &Queue) -> Result<Option<EntryId>> {
     let mut newest = None;
-    for place in [REJECTED, CORRUPT] {
-        match queue.dir.open(place) {
-            Ok(dir) => dir.list(|name, _| newest = newest.max(parse_aside(&name).map(|(id, _)| id)))?,
-            Err(fault) if fault.is_no_directory() => {}
-            Err(fault) => return Err(fault.into()),
-        }
+    for (place, _) in ASIDE {
+        queue.each_aside(place, |_, id, _| newest = newest.max(Some(id)))?;
     }
     Ok(newest)
 }
@@ -199,8 +198,8 @@ pub fn page(queue: &Queue, after: Option<&str>, limit: u32) -> Result<Vec<Item>>
         after.map(|name| position(name).ok_or_else(|| Error::NoSuchEntry(name.into()))).transpose()?;
     // The first by time, then by id; the names tell both.
     let mut first = BTreeMap::new();
-    let mut offer = |name: &str, sub: Option<&'static str>, place| {
-        let Some(at) = position(name) else { return };
+    let mut offer = |name: &str, id, stamp: &str, sub: Option<&'static str>, place| {
+        let at = (stamp.to_owned(), id);
         if after.as_ref().is_none_or(|after| at > *after) {
             first.insert((at, sub), (name.to_owned(), place));
             if first.len() > limit as usize {
@@ -209,16 +208,12 @@ pub fn page(queue: &Queue, after: Option<&str>, limit: u32) -> Result<Vec<Item>>
         }
     };
     queue.names(|name, _| {
-        if let Name::Conflict(..) = layout::parse(name) {
-            offer(name, None, Place::Conflict);
+        if let Name::Conflict(id, stamp) = layout::parse(name) {
+            offer(name, id, stamp, None, Place::Conflict);
         }
     })?;
-    for (sub, place) in [(REJECTED, Place::Rejected), (CORRUPT, Place::Corrupt)] {
-        match queue.dir.open(sub) {
-            Ok(dir) => dir.list(|name, _| offer(&name, Some(sub), place))?,
-            Err(fault) if fault.is_no_directory() => {}
-            Err(fault) => return Err(fault.into()),
-        }
+    for (sub, place) in ASIDE {
+        queue.each_aside(sub, |name, id, stamp| offer(name, id, stamp, Some(sub), place))?;
     }
     let (mut items, mut len) = (Vec::new(), 0);
     for (((stamp, id), sub), (name, place)) in first {
@@ -248,8 +243,14 @@ pub fn locate(queue: &Queue, wanted: &str) -> Result<Located> {
     let missing = || Error::NoSuchEntry(wanted.into());
     // rejected/<id>.<ts> and corrupt/<id>.<ts> are names too: that is how the directories read.
     let bare = wanted.rsplit_once('/').map_or(wanted, |(_, bare)| bare);
-    if let Some(id) = EntryId::parse(bare).filter(|_| queue.dir.stat(bare).is_ok()) {
-        return Ok(Located { dir: None, name: bare.into(), id, place: Place::Pending, stamp: None });
+    if let Some(id) = EntryId::parse(bare) {
+        match queue.dir.stat(bare) {
+            Ok(_) => {
+                return Ok(Located { dir: None, name: bare.into(), id, place: Place::Pending, stamp: None });
+            }
+            Err(fault) if fault.is_missing() => {}
+            Err(fault) => return Err(fault.into()),
+        }
     }
     let matches = |name: &str, id: EntryId| name == bare || id.to_string() == bare;
     let mut best: Option<(Option<&str>, String, EntryId, Place, String)> = None;
@@ -263,16 +264,15 @@ pub fn locate(queue: &Queue, wanted: &str) -> Result<Located> {
             offer(None, name, id, Place::Conflict, stamp);
         }
     })?;
-    for (sub, place) in [(REJECTED, Place::Rejected), (CORRUPT, Place::Corrupt)] {
-        if let Ok(dir) = queue.dir.open(sub) {
-            dir.list(|name, _| {
-                if let Some((id, stamp)) = parse_aside(&name) {
-                    offer(Some(sub), &name, id, place, stamp);
-                }
-            })?;
-        }
+    let mut listed = Ok(());
+    for (sub, place) in ASIDE {
+        let each = queue.each_aside(sub, |name, id, stamp| offer(Some(sub), name, id, place, stamp));
+        listed = listed.and(each);
     }
-    let (sub, name, id, place, stamp) = best.ok_or_else(missing)?;
+    let Some((sub, name, id, place, stamp)) = best else {
+        // It may be where nothing can be listed.
+        return listed.and_then(|()| Err(missing()));
+    };
     let dir = sub.map(|sub| queue.dir.open(sub)).transpose()?;
     Ok(Located { dir, name, id, place, stamp: Some(stamp) })
 }
@@ -287,7 +287,7 @@ pub fn item(queue: &Queue, at: &Located) -> Item {
     };
     let state = dir.read(&at.path(STATE), MAX_RECORD).ok().and_then(|json| State::parse(&json).ok());
     let body_len = dir.stat(&at.path(BODY)).ok().map(|stat| stat.size);
-    let mut response = response(queue, at);
+    let mut response = response(queue, at).ok().flatten();
     let reason = || {
         let text = dir.read(&at.path(REASON), MAX_RECORD).ok()?;
         Some(String::from_utf8_lossy(&text).trim().to_owned())
@@ -318,10 +318,17 @@ pub fn check_response(dir: &Dir, name: &str) -> Option<String> {
     }
 }
 
-fn response(queue: &Queue, at: &Located) -> Option<Response> {
-    // A pending entry that was put back by `retry` has none any more.
-    let json = at.dir(queue).read(&at.path(RESPONSE), MAX_RECORD).ok()?;
-    serde_json::from_slice(&json).ok()
+/// The reply that ended an entry's way; none where there is none, as in an entry that was put back by `retry`.
+fn response(queue: &Queue, at: &Located) -> Result<Option<Response>> {
+    let json = match at.dir(queue).read(&at.path(RESPONSE), MAX_RECORD) {
+        Ok(json) => json,
+        Err(fault) if fault.is_missing() => return Ok(None),
+        Err(fault) => return Err(fault.into()),
+    };
+    serde_json::from_slice(&json).map(Some).map_err(|error| {
+        let why = reason_in(RESPONSE, &error.to_string());
+        Error::Io(format!("{}: {why}; 'outbox retry' sends the write as it was queued", at.name))
+    })
 }
 
 /// A stream of an entry's body.
@@ -385,7 +392,7 @@ fn requeue(config: &Config, queue: &Queue, at: &Located, body: Option<&InputStre
         base_etag: None,
         create: false,
     };
-    match response(queue, at).map_or(Validator::Unknown, |response| response.validator()).base() {
+    match response(queue, at)?.map_or(Validator::Unknown, |response| response.validator()).base() {
         Base::Etag(tag) => request.base_etag = Some(tag),
         Base::Modified(at) => request.base_mod_time = Some(clock::rfc3339(at)),
         Base::Absent => request.create = true,
@@ -434,8 +441,15 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
         Place::Pending => release(queue, at.id, name),
         Place::Corrupt => Err(Error::WrongPlace(format!("{name} is corrupt; show it, mend or drop it"))),
         Place::Conflict | Place::Rejected => {
-            let state = dir.read(&at.path(STATE), MAX_RECORD).ok();
-            let validator = state.and_then(|json| State::parse(&json).ok()).and_then(|state| state.validator);
+            let validator = match queue::state(dir, &at.name) {
+                Ok(state) => state.validator,
+                // Where it is damaged, nothing is known of it.
+                Err(Unloadable::Damaged(_)) => None,
+                Err(why) => {
+                    let why = why.reason().unwrap_or_default();
+                    return Err(Error::Io(format!("{name} cannot be put back: {why}")));
+                }
+            };
             if validator.is_some() {
                 // The version that it inherited from an edit before it.
                 let state = State { validator, ..State::default() };

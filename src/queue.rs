@@ -375,19 +375,23 @@ impl Queue {
             Name::Ours | Name::Foreign => {}
         })?;
         counts.oldest = oldest.map(|id| id.to_string());
-        counts.rejected = self.count_aside(REJECTED)?;
-        counts.corrupt = self.count_aside(CORRUPT)?;
+        self.each_aside(REJECTED, |_, _, _| counts.rejected += 1)?;
+        self.each_aside(CORRUPT, |_, _, _| counts.corrupt += 1)?;
         Ok(counts)
     }
 
-    fn count_aside(&self, place: &str) -> Result<u64> {
-        let mut count = 0;
+    /// Calls `each` with the name, id and time of everything in `rejected/` or `corrupt/`.
+    pub fn each_aside(&self, place: &str, mut each: impl FnMut(&str, EntryId, &str)) -> Result<()> {
         match self.dir.open(place) {
-            Ok(dir) => dir.list(|name, _| count += u64::from(layout::parse_aside(&name).is_some()))?,
+            Ok(dir) => dir.list(|name, _| {
+                if let Some((id, stamp)) = layout::parse_aside(&name) {
+                    each(&name, id, stamp);
+                }
+            })?,
             Err(fault) if fault.is_no_directory() => {}
             Err(fault) => return Err(fault.into()),
         }
-        Ok(count)
+        Ok(())
     }
 
     /// Pending entries as the WIT shows them, at most `limit` of those after `after`.
@@ -438,7 +442,7 @@ fn without_meta(dir: &Dir, name: &str, fault: Fault) -> Unloadable {
 }
 
 /// Reads an entry's state.json.
-fn state(dir: &Dir, name: &str) -> std::result::Result<State, Unloadable> {
+pub fn state(dir: &Dir, name: &str) -> std::result::Result<State, Unloadable> {
     match dir.read(&format!("{name}/{STATE}"), MAX_RECORD) {
         Ok(json) => State::parse(&json).map_err(|e| Unloadable::Damaged(crate::guest::describe(&e))),
         Err(fault) if fault.is_missing() => Ok(State::default()),

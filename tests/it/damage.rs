@@ -2,7 +2,7 @@
 
 use crate::cli::{Cli, Ran, parse};
 use crate::kit::{edit_meta, json, open, path, replay, root, send, set_aside, tree};
-use crate::upstream::Upstream;
+use crate::upstream::{Reply, Upstream};
 use outbox_host::{Outbox, Outcome, Place};
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io::Write as _;
@@ -346,4 +346,39 @@ fn what_may_not_be_read_is_reported_and_left_and_holds_back_nothing_else() {
         delivered += 3;
     }
     assert_eq!(server.lines().len(), delivered);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_cannot_be_read_is_not_taken_for_missing() {
+    use std::os::unix::fs::PermissionsExt;
+    let cli = Cli::new();
+    let server = Upstream::start(|seen| match seen.target.as_str() {
+        "/conflict" => Reply::new(412).header("ETag", "\"v2\""),
+        _ => Reply::new(422),
+    });
+    let ids = ["/rejected", "/conflict"].map(|uri| cli.send(&["PUT", uri, "--base-etag", "\"v1\""]));
+    cli.replay(&server.url(), &[]);
+    let rejected = set_aside(cli.root.path(), "rejected", &ids[0]);
+    let conflict = set_aside(cli.root.path(), "", &ids[1]);
+    let inherited = r#"{"validator":{"etag":"\"v7\""}}"#;
+    fs::write(rejected.join("state.json"), inherited).unwrap();
+    for (denied, args, wanted) in [
+        (path(cli.root.path(), "rejected"), &["show", &ids[0]][..], "rejected"),
+        (rejected.join("state.json"), &["retry", &ids[0]], "state.json"),
+        (conflict.join("response.json"), &["resolve", &ids[1], "--keep", "mine"], "response.json"),
+    ] {
+        let allow = |mode| fs::set_permissions(&denied, PermissionsExt::from_mode(mode)).unwrap();
+        let usual = fs::metadata(&denied).unwrap().permissions().mode();
+        allow(0);
+        let Some(ran) = unprivileged(&cli, args) else { return };
+        let told = ran.stderr.contains("cannot open") && ran.stderr.contains(&format!("{wanted}: access"));
+        assert!(ran.code == 1 && told, "{ran:?}");
+        allow(usual);
+    }
+    assert_eq!(fs::read_to_string(rejected.join("state.json")).unwrap(), inherited);
+    cli.ok(["retry", &ids[0]]);
+    let state = json(&path(cli.root.path(), &format!("{}/state.json", ids[0])));
+    assert_eq!(state["validator"]["etag"], "\"v7\"");
+    cli.ok(["resolve", &ids[1], "--keep", "mine"]);
 }
