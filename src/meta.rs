@@ -125,6 +125,14 @@ impl Meta {
             request::etag(tag)?;
         }
         self.base_time()?;
+        let texts =
+            [("queued_at", Some(&self.queued_at), 64), ("body_digest", self.body_digest.as_ref(), 128)];
+        for (key, text, longest) in texts {
+            // They are what they are; but nobody writes longer ones, and many would not fit in memory.
+            if let Some(text) = text.filter(|text| text.len() > longest) {
+                return request::invalid(key, text, format!("it is longer than {longest} bytes"));
+            }
+        }
         request::headers(&self.headers)
     }
 

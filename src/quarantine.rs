@@ -219,7 +219,7 @@ pub fn page(queue: &Queue, after: Option<&str>, limit: u32) -> Result<Vec<Item>>
     for (((stamp, id), sub), (name, place)) in first {
         let dir = sub.map(|sub| queue.dir.open(sub)).transpose()?;
         let at = Located { dir, name, id, place, stamp: Some(stamp) };
-        let records = [META, RESPONSE].map(|file| at.dir(queue).stat(&at.path(file)));
+        let records = [META, RESPONSE, STATE, REASON].map(|file| at.dir(queue).stat(&at.path(file)));
         len += records.into_iter().flatten().map(|stat| stat.size).sum::<u64>();
         if len > PAGE && !items.is_empty() {
             break;

@@ -59,6 +59,17 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// About how many bytes it takes in memory.
+    pub fn weight(&self) -> usize {
+        let State { not_before, last_error, validator, .. } = &self.state;
+        let version = match validator {
+            Some(Validator::Etag(text) | Validator::LastModified(text)) => text.len(),
+            _ => 0,
+        };
+        let texts = [not_before, last_error].into_iter().flatten().map(String::len).sum::<usize>();
+        self.meta.weight() + texts + version
+    }
+
     /// The version that it is to replace: what an earlier edit of ours made, or else what its author had seen.
     pub fn base(&self) -> Base {
         self.state.validator.as_ref().map_or_else(|| Base::of(&self.meta), |validator| validator.base())
@@ -405,7 +416,7 @@ impl Queue {
             }
             match self.load(id) {
                 Ok(entry) => {
-                    weight += entry.meta.weight() as u64;
+                    weight += entry.weight() as u64;
                     let body_len = self.dir.stat(&format!("{id}/{BODY}")).ok().map(|stat| stat.size);
                     entries.push(describe(id, entry.meta, entry.state, body_len));
                 }

@@ -1,9 +1,9 @@
 //! Damage on disk: a damaged entry harms only itself, is kept with the reason, and what is not ours is left alone.
 
 use crate::cli::{Cli, Ran, parse};
-use crate::kit::{edit_meta, json, open, path, replay, root, send, set_aside, tree};
+use crate::kit::{builder, edit_meta, json, open, path, replay, root, send, set_aside, tree};
 use crate::upstream::{Reply, Upstream};
-use outbox_host::{Outbox, Outcome, Place};
+use outbox_host::{Limits, Outbox, Outcome, Place};
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
@@ -381,4 +381,35 @@ fn what_cannot_be_read_is_not_taken_for_missing() {
     let state = json(&path(cli.root.path(), &format!("{}/state.json", ids[0])));
     assert_eq!(state["validator"]["etag"], "\"v7\"");
     cli.ok(["resolve", &ids[1], "--keep", "mine"]);
+}
+
+#[tokio::test]
+async fn records_of_any_length_fit_in_memory() {
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let limits = Limits { memory: 8 * 1024 * 1024, ..Limits::default() };
+    let outbox = builder(root.path()).upstream(server.url()).limits(limits).open().unwrap();
+    let long = "x".repeat(1_000_000);
+    let mut states = Vec::new();
+    for n in 0..12 {
+        let id = send(&outbox, "PUT", &format!("/{n}"), "x").await;
+        let state = serde_json::json!({ "last_error": long });
+        fs::write(path(root.path(), &format!("{id}/state.json")), state.to_string()).unwrap();
+        states.push(id);
+    }
+    // The rest comes in further pages.
+    let listed = outbox.pending(None, 1_000).await.unwrap();
+    let listed: Vec<_> = listed.into_iter().map(|entry| entry.id).collect();
+    assert!(!listed.is_empty() && states.starts_with(&listed), "{listed:?}");
+    for id in &states {
+        fs::remove_file(path(root.path(), &format!("{id}/state.json"))).unwrap();
+    }
+    for (key, text) in [("queued_at", long.clone()), ("body_digest", format!("other:{long}"))] {
+        for n in 0..12 {
+            let id = send(&outbox, "PUT", &format!("/{n}"), "x").await;
+            edit_meta(root.path(), &id, |meta| meta[key] = text.clone().into());
+        }
+    }
+    assert_eq!(outbox.verify().await.unwrap().len(), 24);
+    let (report, _) = replay(&outbox).await;
+    assert_eq!((report.delivered, report.corrupt, report.remaining), (12, 24, 0));
 }
