@@ -343,3 +343,17 @@ fn what_is_not_an_entry_is_named_and_hinders_nothing() {
     after.sort_unstable();
     assert_eq!(after, names);
 }
+
+#[test]
+fn what_has_just_left_the_queue_is_not_called_a_crashs_leftover() {
+    let cli = Cli::new();
+    let id = queue(&cli, "/a");
+    // Delivered or dropped, and not yet deleted: its directory is as old as it was.
+    for name in [id.clone(), format!("{id}.20261122T065602Z"), format!("{id}.conflict-20261122T065602Z")] {
+        let left = path(cli.root.path(), &format!(".staging/{name}"));
+        copy(&path(cli.root.path(), &id), &left);
+        age(&left.join("body.bin"), OLD);
+        age(&left, OLD);
+    }
+    assert_eq!(verify(&cli), []);
+}
