@@ -13,6 +13,9 @@ pub use wasi::filesystem::types::{DescriptorStat, DescriptorType, ErrorCode};
 /// Bytes per read and write call; wasmtime reads no more at once.
 pub const CHUNK: usize = 64 * 1024;
 
+/// Directories in directories that are looked into: ours are two deep, and what is planted may be endless.
+pub const DEEPEST: u32 = 16;
+
 /// What something on disk is, in words.
 pub fn kind_name(kind: DescriptorType) -> &'static str {
     match kind {
@@ -258,16 +261,28 @@ impl Dir {
 
     /// Removes whatever is at a path, with all that is below. Links are removed, not followed.
     pub fn remove(&self, path: &str) -> Result<()> {
-        match self.unlink(path) {
+        self.remove_within(path, DEEPEST)
+    }
+
+    fn remove_within(&self, path: &str, deepest: u32) -> Result<()> {
+        let fault = match self.unlink(path) {
             Ok(()) => return Ok(()),
             Err(fault) if fault.is_missing() => return Ok(()),
-            Err(_) => {}
-        }
-        let dir = self.open(path)?;
+            Err(fault) => fault,
+        };
+        let dir = match self.open(path) {
+            // That is not why it stays.
+            Err(no_directory) if no_directory.is_no_directory() => return Err(fault),
+            opened => opened?,
+        };
+        let Some(deeper) = deepest.checked_sub(1) else {
+            let doing = format!("cannot remove {path}, which is more than {DEEPEST} directories deep");
+            return Err(Fault { doing, code: ErrorCode::NotEmpty });
+        };
         let mut names = Vec::new();
         dir.list(|name, _| names.push(name))?;
         for name in names {
-            dir.remove(&name)?;
+            dir.remove_within(&name, deeper)?;
         }
         drop(dir);
         match self.remove_dir(path) {

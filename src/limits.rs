@@ -14,7 +14,7 @@
 use crate::bindings::exports::zddc::outbox::queue::Extent;
 use crate::bindings::types::{Limit, Measure};
 use crate::clock;
-use crate::dir::{DescriptorStat, DescriptorType, Dir};
+use crate::dir::{DEEPEST, DescriptorStat, DescriptorType, Dir};
 use crate::id::EntryId;
 use crate::layout::{self, BODY, CORRUPT, MAX_RECORD, META, Name, REJECTED, STATE};
 use crate::meta::{Meta, Unusable};
@@ -39,9 +39,6 @@ const TRUSTED_FOR_TIMES: u64 = 100;
 /// Where a directory changed less than this before it was counted, in nanoseconds, a later change may not show
 /// in its time: file systems' clocks tick in milliseconds, FAT's in two seconds.
 const TICK: u64 = 2_000_000_000;
-
-/// Directories in directories that are counted: ours are two deep, and what is planted may be endless.
-const DEEPEST: u32 = 16;
 
 /// The limits; none means that there is none.
 #[derive(Debug, Clone, Copy, Default)]

@@ -413,3 +413,31 @@ async fn records_of_any_length_fit_in_memory() {
     let (report, _) = replay(&outbox).await;
     assert_eq!((report.delivered, report.corrupt, report.remaining), (12, 24, 0));
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn directories_in_directories_without_end_are_no_end_of_a_pass() {
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let outbox = open(root.path(), &server.url());
+    send(&outbox, "PUT", "/a", "x").await;
+    let top = path(root.path(), ".staging/deep");
+    fs::create_dir(&top).unwrap();
+    let mut deepest = std::os::fd::OwnedFd::from(File::open(&top).unwrap());
+    for _ in 0..20_000 {
+        mkdirat(&deepest, "a", Mode::RWXU).unwrap();
+        deepest = openat(&deepest, "a", OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    age(&top, OLD);
+    let report = outbox.replay().await;
+    // Level by level, which takes no file open for each.
+    let (mut top, spare) = (path(root.path(), ".staging/deep"), root.path().join("spare"));
+    if !top.exists() {
+        top = path(root.path(), ".staging/deep.swept");
+    }
+    while fs::rename(top.join("a"), &spare).is_ok() {
+        fs::remove_dir(&top).unwrap();
+        fs::rename(&spare, &top).unwrap();
+    }
+    assert_eq!(report.unwrap().delivered, 1);
+}
