@@ -50,7 +50,7 @@ pub struct Meta {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unusable {
     /// It was written by a newer program: left untouched.
-    Newer(u32),
+    Newer(u64),
     /// It is damaged, for this reason.
     Damaged(String),
 }
@@ -59,7 +59,7 @@ pub enum Unusable {
 #[derive(Deserialize)]
 struct Versioned {
     #[serde(default)]
-    format: Option<u32>,
+    format: Option<u64>,
 }
 
 impl Meta {
@@ -102,7 +102,7 @@ impl Meta {
     pub fn parse(id: EntryId, json: &[u8]) -> Result<Meta, Unusable> {
         let damaged = |reason: String| Unusable::Damaged(reason_in(META, &reason));
         let versioned: Versioned = serde_json::from_slice(json).map_err(|e| damaged(e.to_string()))?;
-        if let Some(format) = versioned.format.filter(|f| *f > FORMAT) {
+        if let Some(format) = versioned.format.filter(|f| *f > FORMAT.into()) {
             return Err(Unusable::Newer(format));
         }
         let mut meta: Meta = serde_json::from_slice(json).map_err(|e| damaged(e.to_string()))?;
@@ -211,6 +211,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_told_from_damage_whatever_else_it_holds() {
         assert_eq!(parse(r#"{"format": 2, "method": {"now": "an object"}}"#), Err(Unusable::Newer(2)));
+        assert_eq!(parse(r#"{"format": 5000000000}"#), Err(Unusable::Newer(5_000_000_000)));
     }
 
     #[test]

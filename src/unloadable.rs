@@ -10,7 +10,7 @@ pub enum Unloadable {
     /// Somebody is still writing it.
     InProgress,
     /// A newer program wrote it, in this format.
-    Newer(u32),
+    Newer(u64),
     /// It is damaged, for this reason.
     Damaged(String),
     /// Reading it is not allowed, for this reason: until somebody sees to that, and not just now.

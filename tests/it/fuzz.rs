@@ -185,7 +185,7 @@ fn assert_meta(json: &[u8]) {
     let id = EntryId::parse(ID).unwrap();
     let meta = match Meta::parse(id, json) {
         Ok(meta) => meta,
-        Err(Unusable::Newer(format)) => return assert!(format > FORMAT),
+        Err(Unusable::Newer(format)) => return assert!(format > FORMAT.into()),
         Err(Unusable::Damaged(reason)) => return assert_reason(&reason, "meta.json"),
     };
     assert_eq!(meta.id, ID);
