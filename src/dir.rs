@@ -199,8 +199,8 @@ impl Dir {
     }
 
     /// Calls `each` with all names and types, in no order. A name that vanishes meanwhile is left out, and so is one
-    /// that is not UTF-8: it cannot be ours, and must not hide the others.
-    pub fn list(&self, mut each: impl FnMut(String, DescriptorType)) -> Result<()> {
+    /// that is not UTF-8: it cannot be ours, and must not hide the others. How many of those there are is returned.
+    pub fn list(&self, mut each: impl FnMut(String, DescriptorType)) -> Result<usize> {
         self.list_while(|name, kind| {
             each(name, kind);
             true
@@ -208,32 +208,20 @@ impl Dir {
     }
 
     /// The same, until it says that this was enough.
-    pub fn list_while(&self, mut each: impl FnMut(String, DescriptorType) -> bool) -> Result<()> {
+    pub fn list_while(&self, mut each: impl FnMut(String, DescriptorType) -> bool) -> Result<usize> {
         let stream = self.0.read_directory().map_err(at("list", "the directory"))?;
+        let mut unspeakable = 0;
         loop {
             match stream.read_directory_entry() {
                 Ok(Some(entry)) => {
                     if !each(entry.name, entry.type_) {
-                        return Ok(());
+                        return Ok(unspeakable);
                     }
                 }
-                Ok(None) => return Ok(()),
+                Ok(None) => return Ok(unspeakable),
                 // wasmtime looks at each entry, and one unlinked meanwhile comes back as an error.
-                Err(ErrorCode::NoEntry | ErrorCode::IllegalByteSequence) => {}
-                Err(code) => return Err(at("list", "the directory")(code)),
-            }
-        }
-    }
-
-    /// How many names are not UTF-8, and so cannot be told.
-    pub fn unspeakable(&self) -> Result<usize> {
-        let stream = self.0.read_directory().map_err(at("list", "the directory"))?;
-        let mut count = 0;
-        loop {
-            match stream.read_directory_entry() {
-                Ok(Some(_)) | Err(ErrorCode::NoEntry) => {}
-                Ok(None) => return Ok(count),
-                Err(ErrorCode::IllegalByteSequence) => count += 1,
+                Err(ErrorCode::NoEntry) => {}
+                Err(ErrorCode::IllegalByteSequence) => unspeakable += 1,
                 Err(code) => return Err(at("list", "the directory")(code)),
             }
         }

@@ -69,16 +69,13 @@ pub const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 /// Longest meta.json, state.json or response.json that is read. Ours stay far below: headers are capped.
 pub const MAX_RECORD: u64 = 1024 * 1024;
 
-/// The time in a quarantined entry's name, as the Go original writes it.
-pub type Stamp = str;
-
 /// What a name in the queue's directory stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Name<'a> {
     /// A pending entry.
     Pending(EntryId),
-    /// A conflict: the entry and when it was set aside.
-    Conflict(EntryId, &'a Stamp),
+    /// A conflict: the entry and when it was set aside, as the Go original writes it.
+    Conflict(EntryId, &'a str),
     /// One of ours, but no entry: `.staging`, `rejected`, `corrupt` and the like.
     Ours,
     /// Not ours.
@@ -104,7 +101,7 @@ pub fn parse(name: &str) -> Name<'_> {
 }
 
 /// Reads a name in `rejected/` or `corrupt/`: the id and the time.
-pub fn parse_aside(name: &str) -> Option<(EntryId, &Stamp)> {
+pub fn parse_aside(name: &str) -> Option<(EntryId, &str)> {
     let (id, stamp) = name.split_once('.')?;
     Some((EntryId::parse(id)?, stamp))
 }

@@ -89,7 +89,7 @@ impl Lease {
             return Ok(());
         }
         let next = next_look();
-        match look(&self.dir) {
+        match look(&self.dir, LEASE) {
             Look::At(found) if found.owner == self.owner => {
                 // What cannot be written now is tried again before the lease ends.
                 let _ = self.file.borrow().write(&Record::new(&self.owner, now).text(), 0);
@@ -106,7 +106,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if matches!(look(&self.dir), Look::At(found) if found.owner == self.owner) {
+        if matches!(look(&self.dir, LEASE), Look::At(found) if found.owner == self.owner) {
             let _ = self.dir.unlink(LEASE);
         }
     }
@@ -128,11 +128,7 @@ enum Look {
     At(Record),
 }
 
-fn look(dir: &Dir) -> Look {
-    look_at(dir, LEASE)
-}
-
-fn look_at(dir: &Dir, name: &str) -> Look {
+fn look(dir: &Dir, name: &str) -> Look {
     match dir.read(name, MAX_FILE) {
         Ok(json) => read(dir, name, &json),
         Err(fault) if fault.is_missing() => Look::Missing,
@@ -163,7 +159,7 @@ fn create(dir: &Dir, owner: &str) -> Result<File> {
                     return Err(crate::dir::Fault { doing: format!("cannot write {LEASE}"), code }.into());
                 }
             },
-            Err(fault) if fault.code == ErrorCode::Exist => match look(dir) {
+            Err(fault) if fault.code == ErrorCode::Exist => match look(dir, LEASE) {
                 Look::At(found) if found.is_over(now) => move_away(dir, owner, &found)?,
                 Look::At(found) => return Err(refusal(found)),
                 Look::Missing => {}
@@ -172,7 +168,7 @@ fn create(dir: &Dir, owner: &str) -> Result<File> {
             Err(fault) => return Err(fault.into()),
         }
     }
-    match look(dir) {
+    match look(dir, LEASE) {
         Look::At(found) => Err(refusal(found)),
         Look::Missing | Look::Unreadable => Err(Error::Io(format!("{LEASE} cannot be taken"))),
     }
@@ -189,7 +185,7 @@ fn move_away(dir: &Dir, owner: &str, seen: &Record) -> Result<()> {
         Err(fault) => return Err(fault.into()),
     }
     // A fresh one may still be empty; what tells it from a torn one is its time.
-    if !matches!(look_at(&staging, &name), Look::At(moved) if moved == *seen) {
+    if !matches!(look(&staging, &name), Look::At(moved) if moved == *seen) {
         // Where a third has taken it in between, the one who is put off by this finds out at his next look.
         let _ = staging.link(&name, dir, LEASE);
     }

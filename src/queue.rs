@@ -109,8 +109,8 @@ impl Queue {
         })
     }
 
-    /// Calls `each` with every name in the queue's directory.
-    pub fn names(&self, mut each: impl FnMut(&str, DescriptorType)) -> Result<()> {
+    /// Calls `each` with every name in the queue's directory that is UTF-8; how many are not.
+    pub fn names(&self, mut each: impl FnMut(&str, DescriptorType)) -> Result<usize> {
         Ok(self.dir.list(|name, kind| each(&name, kind))?)
     }
 
@@ -393,15 +393,15 @@ impl Queue {
 
     /// Calls `each` with the name, id and time of everything in `rejected/` or `corrupt/`.
     pub fn each_aside(&self, place: &str, mut each: impl FnMut(&str, EntryId, &str)) -> Result<()> {
-        match self.dir.open(place) {
-            Ok(dir) => dir.list(|name, _| {
-                if let Some((id, stamp)) = layout::parse_aside(&name) {
-                    each(&name, id, stamp);
-                }
-            })?,
-            Err(fault) if fault.is_no_directory() => {}
-            Err(fault) => return Err(fault.into()),
-        }
+        let dir = match self.dir.open(place) {
+            Err(fault) if fault.is_no_directory() => return Ok(()),
+            opened => opened?,
+        };
+        dir.list(|name, _| {
+            if let Some((id, stamp)) = layout::parse_aside(&name) {
+                each(&name, id, stamp);
+            }
+        })?;
         Ok(())
     }
 

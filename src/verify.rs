@@ -26,12 +26,10 @@ impl Findings {
         }
     }
 
-    fn add_unspeakable(&mut self, dir: &Dir, name: &str) -> Result<()> {
-        match dir.unspeakable()? {
-            0 => {}
-            n => self.add(name, format!("{n} names in it are not UTF-8, and none of the outbox's")),
+    fn add_unspeakable(&mut self, name: &str, count: usize) {
+        if count > 0 {
+            self.add(name, format!("{count} names in it are not UTF-8, and none of the outbox's"));
         }
-        Ok(())
     }
 }
 
@@ -39,12 +37,12 @@ impl Findings {
 pub fn verify(queue: &Queue) -> Result<Vec<Finding>> {
     let mut found = Findings::default();
     let mut conflicts = Vec::new();
-    queue.names(|name, kind| match layout::parse(name) {
+    let unspeakable = queue.names(|name, kind| match layout::parse(name) {
         Name::Foreign => found.add(name, "it is neither an entry nor anything else of the outbox's"),
         Name::Conflict(id, _) => conflicts.push((name.to_owned(), id, kind)),
         Name::Pending(_) | Name::Ours => {}
     })?;
-    found.add_unspeakable(&queue.dir, OUTBOX_DIR)?;
+    found.add_unspeakable(OUTBOX_DIR, unspeakable);
     for id in queue.ids()? {
         let name = id.to_string();
         match load(&queue.dir, &name, id).and_then(|entry| check_body(&queue.dir, &name, &entry)) {
@@ -90,8 +88,14 @@ fn load(dir: &Dir, name: &str, id: EntryId) -> std::result::Result<Entry, Unload
     Queue::load_at(dir, name, id)
 }
 
+/// What is in a directory of the outbox.
+struct Ours {
+    dir: Dir,
+    names: Vec<(String, DescriptorType)>,
+}
+
 /// A directory of the outbox, if it is there and is one.
-fn open_ours(found: &mut Findings, queue: &Queue, name: &str) -> Result<Option<Dir>> {
+fn open_ours(found: &mut Findings, queue: &Queue, name: &str) -> Result<Option<Ours>> {
     let kind = match queue.dir.stat(name) {
         Ok(stat) => stat.type_,
         Err(fault) if fault.is_missing() => return Ok(None),
@@ -102,20 +106,16 @@ fn open_ours(found: &mut Findings, queue: &Queue, name: &str) -> Result<Option<D
         return Ok(None);
     }
     let dir = queue.dir.open(name)?;
-    found.add_unspeakable(&dir, name)?;
-    Ok(Some(dir))
-}
-
-fn sorted(dir: &Dir) -> Result<Vec<(String, DescriptorType)>> {
     let mut names = Vec::new();
-    dir.list(|name, kind| names.push((name, kind)))?;
+    let unspeakable = dir.list(|name, kind| names.push((name, kind)))?;
+    found.add_unspeakable(name, unspeakable);
     names.sort();
-    Ok(names)
+    Ok(Some(Ours { dir, names }))
 }
 
 fn check_rejected(found: &mut Findings, queue: &Queue) -> Result<()> {
-    let Some(dir) = open_ours(found, queue, REJECTED)? else { return Ok(()) };
-    for (name, kind) in sorted(&dir)? {
+    let Some(Ours { dir, names }) = open_ours(found, queue, REJECTED)? else { return Ok(()) };
+    for (name, kind) in names {
         let shown = format!("{REJECTED}/{name}");
         match parse_aside(&name) {
             Some((id, _)) => check_aside(found, &dir, &name, id, kind, &shown),
@@ -127,8 +127,8 @@ fn check_rejected(found: &mut Findings, queue: &Queue) -> Result<()> {
 
 /// What is in there is damaged, with the reason.
 fn check_corrupt(found: &mut Findings, queue: &Queue) -> Result<()> {
-    let Some(dir) = open_ours(found, queue, CORRUPT)? else { return Ok(()) };
-    for (name, _) in sorted(&dir)? {
+    let Some(Ours { dir, names }) = open_ours(found, queue, CORRUPT)? else { return Ok(()) };
+    for (name, _) in names {
         let shown = format!("{CORRUPT}/{name}");
         if parse_aside(&name).is_none() {
             found.add(shown, "it is no entry");
@@ -143,8 +143,8 @@ fn check_corrupt(found: &mut Findings, queue: &Queue) -> Result<()> {
 }
 
 fn check_staging(found: &mut Findings, queue: &Queue) -> Result<()> {
-    let Some(dir) = open_ours(found, queue, STAGING)? else { return Ok(()) };
-    for (name, _) in sorted(&dir)? {
+    let Some(Ours { dir, names }) = open_ours(found, queue, STAGING)? else { return Ok(()) };
+    for (name, _) in names {
         // What has left the queue, or the place where it was set aside, is deleted just now, however old it is.
         let left = EntryId::parse(name.split('.').next().unwrap_or_default()).is_some();
         if !left && is_abandoned(&dir, &name) {
