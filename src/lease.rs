@@ -154,9 +154,10 @@ fn create(dir: &Dir, owner: &str) -> Result<File> {
         match dir.create(LEASE) {
             Ok(file) => match file.write(&Record::new(owner, now).text(), 0) {
                 Ok(()) => return Ok(file),
-                Err(code) => {
+                // It could be made: what is lacking is space, also where a quota is told as an I/O error, as by wasmtime.
+                Err(_) => {
                     let _ = dir.unlink(LEASE);
-                    return Err(crate::dir::Fault { doing: format!("cannot write {LEASE}"), code }.into());
+                    return Err(Error::NoSpace);
                 }
             },
             Err(fault) if fault.code == ErrorCode::Exist => match look(dir, LEASE) {

@@ -257,3 +257,41 @@ fn time(seconds: i64) -> String {
     let at = SystemTime::UNIX_EPOCH + Duration::from_secs(now.saturating_add_signed(seconds));
     humantime::format_rfc3339_seconds(at).to_string()
 }
+
+/// Set in a process that was started for one test of this module.
+const INSIDE: &str = "OUTBOX_TEST_INSIDE";
+
+/// Runs a test of this module in a process of its own, which this command starts.
+#[cfg(unix)]
+fn inside(command: &[&str], test: &str, story: impl Future<Output = ()>) {
+    if std::env::var_os(INSIDE).is_some() {
+        return tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(story);
+    }
+    let mut again = std::process::Command::new(command[0]);
+    again.args(&command[1..]).arg(std::env::current_exe().unwrap()).env(INSIDE, "1");
+    again.args(["--exact", "--nocapture", &format!("lease::{test}")]);
+    match again.output() {
+        Ok(ran) => {
+            let said = String::from_utf8_lossy(&[ran.stdout, ran.stderr].concat()).into_owned();
+            assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+        }
+        Err(error) => eprintln!("skipped {test}: {}: {error}", command[0]),
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_lease_that_cannot_be_written_keeps_nothing_from_being_sent() {
+    let ignoring = ["sh", "-c", r#"trap "" XFSZ; exec "$0" "$@""#];
+    inside(&ignoring, "a_lease_that_cannot_be_written_keeps_nothing_from_being_sent", async {
+        let (root, server) = (root(), Upstream::start(|_| 204));
+        send(&open(root.path(), &server.url()), "PUT", "/x", "1").await;
+        // Like a quota, it lets files be made and nothing be written.
+        let none = rustix::process::Rlimit { current: Some(0), maximum: None };
+        rustix::process::setrlimit(rustix::process::Resource::Fsize, none).unwrap();
+        let ended = plain(root.path(), Clocks::default(), &server.url(), "replay").await;
+        assert!(ended.ok && ended.stderr.contains("no space"), "{ended:?}");
+        assert_eq!(server.lines(), ["PUT /x"]);
+        assert!(!path(root.path(), ".lease").exists());
+    });
+}
