@@ -132,11 +132,14 @@ fn look(dir: &Dir, name: &str) -> Look {
     match dir.read(name, MAX_FILE) {
         Ok(json) => read(dir, name, &json),
         Err(fault) if fault.is_missing() => Look::Missing,
+        // Another user's: its time is all that can be seen.
+        Err(fault) if fault.code == ErrorCode::Access => read(dir, name, &[]),
         Err(_) => Look::Unreadable,
     }
 }
 
-/// A file that is no record is being written, or was torn by a power failure: its time begins with its last change.
+/// A file that is no record is being written, was torn by a power failure, or may not be read: its time begins with its last
+/// change.
 fn read(dir: &Dir, name: &str, json: &[u8]) -> Look {
     if let Ok(record) = serde_json::from_slice(json) {
         return Look::At(record);

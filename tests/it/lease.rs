@@ -295,3 +295,30 @@ fn a_lease_that_cannot_be_written_keeps_nothing_from_being_sent() {
         assert!(!path(root.path(), ".lease").exists());
     });
 }
+
+#[cfg(unix)]
+#[test]
+fn a_lease_that_may_not_be_read_counts_from_its_last_change() {
+    use std::os::unix::fs::PermissionsExt;
+    // To root, no mode forbids anything.
+    let without: &[&str] = match rustix::process::geteuid().is_root() {
+        true => &["setpriv", "--bounding-set=-all", "--inh-caps=-all"],
+        false => &["env"],
+    };
+    inside(without, "a_lease_that_may_not_be_read_counts_from_its_last_change", async {
+        let (root, server) = (root(), Upstream::start(|_| 204));
+        send(&open(root.path(), &server.url()), "PUT", "/x", "1").await;
+        let lease = path(root.path(), ".lease");
+        for (changed, free) in [(30, false), (90, true)] {
+            std::fs::write(&lease, "somebody else's").unwrap();
+            crate::damage::age(&lease, Duration::from_secs(changed));
+            std::fs::set_permissions(&lease, PermissionsExt::from_mode(0)).unwrap();
+            let ended = plain(root.path(), Clocks::default(), &server.url(), "replay").await;
+            assert_eq!(ended.ok, free, "{ended:?}");
+            assert!(free || ended.stderr.contains("another replays"), "{ended:?}");
+            assert_eq!(lease.exists(), !free);
+            let _ = std::fs::remove_file(&lease);
+        }
+        assert_eq!(server.lines(), ["PUT /x"]);
+    });
+}
