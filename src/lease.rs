@@ -145,10 +145,13 @@ fn read(dir: &Dir, name: &str, json: &[u8]) -> Look {
         return Look::At(record);
     }
     let Ok(stat) = dir.stat(name) else { return Look::Missing };
-    let changed = stat.data_modification_timestamp.map_or(Duration::ZERO, |at| {
-        Duration::from_secs(at.seconds) + Duration::from_nanos(at.nanoseconds.into())
+    let changed = stat.data_modification_timestamp.and_then(|at| {
+        // With room for what is added: a time that has none is as good as none.
+        let since =
+            Duration::from_secs(at.seconds).checked_add(Duration::from_nanos(at.nanoseconds.into()))?;
+        SystemTime::UNIX_EPOCH.checked_add(since).filter(|at| at.checked_add(LASTS).is_some())
     });
-    Look::At(Record::new("unknown", SystemTime::UNIX_EPOCH + changed))
+    Look::At(Record::new("unknown", changed.unwrap_or(SystemTime::UNIX_EPOCH)))
 }
 
 fn create(dir: &Dir, owner: &str) -> Result<File> {

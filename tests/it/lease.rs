@@ -322,3 +322,16 @@ fn a_lease_that_may_not_be_read_counts_from_its_last_change() {
         assert_eq!(server.lines(), ["PUT /x"]);
     });
 }
+
+#[tokio::test]
+async fn a_torn_lease_of_the_farthest_future_is_in_nobodys_way() {
+    // Where there is a file system that has such times.
+    let root = TempDir::new_in("/dev/shm").unwrap_or_else(|_| root());
+    let server = Upstream::start(|_| 204);
+    send(&open(root.path(), &server.url()), "PUT", "/x", "1").await;
+    let lease = std::fs::File::create(path(root.path(), ".lease")).unwrap();
+    lease.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(i64::MAX as u64)).unwrap();
+    let ended = plain(root.path(), Clocks::default(), &server.url(), "replay").await;
+    assert!(ended.ok, "{ended:?}");
+    assert_eq!(server.lines(), ["PUT /x"]);
+}
