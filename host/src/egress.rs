@@ -1,4 +1,4 @@
-//! What the guest's HTTP requests are allowed to be. Each is checked against the upstream's origin first, then
+//! What the guest's HTTP requests are allowed to be. Each is checked first, for the upstream's origin and its method, then
 //! given the credential, then sent over the shared pool. The order matters: nothing secret is added to a
 //! request that might go elsewhere.
 
@@ -6,7 +6,7 @@ use crate::Error;
 use crate::credential::Credential;
 use crate::pool::Client;
 use http::uri::{Authority, Scheme, Uri};
-use http::{HeaderName, Request, Response, StatusCode, header};
+use http::{HeaderName, Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use std::fmt;
 use std::sync::Arc;
@@ -135,6 +135,12 @@ impl Way {
             );
             return Err(HttpError::HttpRequestDenied);
         }
+        // What a TRACE carries, the server sends back: no client may put a secret into one (RFC 9110 section 9.3.8). The guest
+        // takes this for a fault of the one request; one that is denied, for an upstream that is away.
+        if let Method::TRACE | Method::CONNECT = *request.method() {
+            tracing::warn!("request refused: the sandbox lets out no {}", request.method());
+            return Err(HttpError::HttpRequestMethodInvalid);
+        }
         if let Some(credential) = &self.credential {
             request.headers_mut().remove(header::AUTHORIZATION);
             if let Some(value) = credential.value() {
@@ -201,11 +207,13 @@ mod tests {
         }
     }
 
-    /// What the guest cannot be made to try from outside: a request to somebody else, by way of the hook.
+    /// What the guest cannot be made to try from outside, by way of the hook: a request to somebody else, and one that would
+    /// bring the credential back.
     #[tokio::test]
-    async fn a_request_to_another_origin_is_refused_before_anything_is_sent_or_added() {
+    async fn a_request_that_would_carry_the_credential_away_is_refused_before_anything_is_sent_or_added() {
         use http_body_util::Full;
-        let elsewhere = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/x", server.local_addr().unwrap());
         let dial = crate::pool::Dial {
             tls: false,
             ca: None,
@@ -215,25 +223,34 @@ mod tests {
         };
         let client = crate::pool::Pool::default().client(&dial).unwrap();
         let asked = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let noted = asked.clone();
-        let credential = Credential::from_fn(move || {
-            noted.store(true, std::sync::atomic::Ordering::Relaxed);
-            None
-        });
-        // The same host and another port, which is another origin.
-        let origin = Origin::of_upstream("http://127.0.0.1:9").unwrap();
-        let mut egress = Egress::to(origin, Some(credential), client);
-        let body = Full::new(bytes::Bytes::new()).map_err(|never| match never {}).boxed_unsync();
-        let url = format!("http://{}/x", elsewhere.local_addr().unwrap());
-        let request = Request::put(url).body(body).unwrap();
-        let sent = Box::into_pin(egress.send_request(request, None, Box::new(async { Ok(()) })));
-        // One that was sent would wait for a reply for ever.
-        let sent = tokio::time::timeout(std::time::Duration::from_secs(10), sent).await;
-        assert!(matches!(sent, Ok(Err(HttpError::HttpRequestDenied))));
-        assert!(!asked.load(std::sync::atomic::Ordering::Relaxed));
-        let nothing = tokio::time::timeout(std::time::Duration::ZERO, elsewhere.accept()).await;
-        assert!(nothing.is_err(), "somebody connected");
-        assert!(egress.is_forbidden_header(&header::AUTHORIZATION));
+        for (upstream, method) in [
+            // The same host and another port, which is another origin.
+            ("http://127.0.0.1:9", Method::PUT),
+            (&url, Method::TRACE),
+            (&url, Method::CONNECT),
+        ] {
+            let noted = asked.clone();
+            let credential = Credential::from_fn(move || {
+                noted.store(true, std::sync::atomic::Ordering::Relaxed);
+                None
+            });
+            let origin = Origin::of_upstream(upstream).unwrap();
+            let mut egress = Egress::to(origin, Some(credential), client.clone());
+            let body = Full::new(bytes::Bytes::new()).map_err(|never| match never {}).boxed_unsync();
+            let request = Request::builder().method(method.clone()).uri(&url).body(body).unwrap();
+            let sent = Box::into_pin(egress.send_request(request, None, Box::new(async { Ok(()) })));
+            // One that was sent would wait for a reply for ever.
+            let sent = tokio::time::timeout(std::time::Duration::from_secs(10), sent).await;
+            let Ok(Err(refused)) = sent else { panic!("{method} was sent to {url}") };
+            match method {
+                Method::PUT => assert!(matches!(refused, HttpError::HttpRequestDenied)),
+                _ => assert!(matches!(refused, HttpError::HttpRequestMethodInvalid)),
+            }
+            assert!(!asked.load(std::sync::atomic::Ordering::Relaxed));
+            let nothing = tokio::time::timeout(std::time::Duration::ZERO, server.accept()).await;
+            assert!(nothing.is_err(), "somebody connected");
+            assert!(egress.is_forbidden_header(&header::AUTHORIZATION));
+        }
         assert!(!Egress::default().is_forbidden_header(&header::AUTHORIZATION));
     }
 

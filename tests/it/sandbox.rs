@@ -180,6 +180,26 @@ async fn an_entry_on_disk_cannot_choose_its_host_or_smuggle_a_request() {
     assert_eq!((other.connections(), other.seen().len()), (0, 0));
 }
 
+/// Its request would come back with all that it carries.
+#[tokio::test]
+async fn an_entry_on_disk_cannot_have_the_credential_sent_back_and_does_not_stop_the_queue() {
+    for method in ["TRACE", "CONNECT"] {
+        let (root, server) = (root(), Upstream::start(|_| 204));
+        let outbox = builder(root.path()).upstream(server.url());
+        let outbox = outbox.credential(Credential::bearer("s3cret").unwrap()).open().unwrap();
+        let tampered = send(&outbox, "PUT", "/a", "").await;
+        edit_meta(root.path(), &tampered, |meta| meta["method"] = method.into());
+        send(&outbox, "PUT", "/b", "x").await;
+        for _ in 0..3 {
+            let (report, deliveries) = replay(&outbox).await;
+            assert_eq!((report.deferred, report.remaining), (1, 2), "{deliveries:?}");
+        }
+        // The third time it is suspected, and another has its turn.
+        assert_eq!(replay(&outbox).await.0.delivered, 1);
+        assert_eq!(server.lines(), ["PUT /b"]);
+    }
+}
+
 /// Whether any file below a directory has these bytes in it.
 fn on_disk(dir: &Path, needle: &str) -> bool {
     std::fs::read_dir(dir).unwrap().any(|entry| {
