@@ -2,7 +2,7 @@
 //! followed, no proxy is used.
 
 use crate::Error;
-use http::uri::Authority;
+use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -142,7 +142,7 @@ impl Client {
     /// had been sent.
     pub(crate) async fn send(&self, mut request: Request<WasiBody>) -> Result<Response<Incoming>, HttpError> {
         *request.version_mut() = Version::HTTP_11;
-        let to = request.uri().authority().cloned();
+        let to = request.uri().clone();
         let reply = self.http.request(request);
         let reply = match &self.carrier {
             None => reply.await,
@@ -150,7 +150,7 @@ impl Client {
                 (&mut Sent(carrier.spawn(reply)).0).await.map_err(|_| HttpError::ConnectionTerminated)?
             }
         };
-        reply.map_err(|error| classify(&error, to.as_ref()))
+        reply.map_err(|error| classify(&error, &to))
     }
 }
 
@@ -218,52 +218,77 @@ fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
 }
 
 /// What the guest is told of a failed request. It takes some codes to mean that nothing was sent: those are for connections
-/// that did not come about. There is no way to tell it what is wrong with a certificate: the log does.
-fn classify(error: &legacy::Error, to: Option<&Authority>) -> HttpError {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+/// that did not come about, and no others are.
+fn classify(error: &legacy::Error, to: &Uri) -> HttpError {
+    match error.is_connect() {
+        true => unconnected(error, to),
+        false => unanswered(error),
+    }
+}
+
+/// Why there is no connection. What the guest cannot be told is logged.
+fn unconnected(error: &legacy::Error, to: &Uri) -> HttpError {
+    use std::io::ErrorKind as Kind;
+    let server = to.authority().map(Authority::as_str);
     let mut text = String::new();
-    while let Some(cause) = source {
+    for cause in causes(error) {
         text = cause.to_string();
-        if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
-            return match tls {
-                rustls::Error::InvalidCertificate(why) => {
-                    tracing::warn!(
-                        server = to.map(Authority::as_str),
-                        "the server's certificate is not trusted: {why}; an authority besides the platform's is trusted with --ca"
-                    );
-                    HttpError::TlsCertificateError
-                }
-                _ => HttpError::InternalError(Some(format!("TLS: {tls}"))),
-            };
+        if let Some(rustls::Error::InvalidCertificate(why)) = cause.downcast_ref() {
+            tracing::warn!(
+                server,
+                "the server's certificate is not trusted: {why}; an authority besides the platform's is trusted with --ca"
+            );
+            return HttpError::TlsCertificateError;
         }
         if text == "dns error" {
             let why = cause.source().map(ToString::to_string);
             return HttpError::DnsError { rcode: why, info_code: None };
         }
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            use std::io::ErrorKind as Kind;
-            return match io.kind() {
-                Kind::ConnectionRefused if error.is_connect() => HttpError::ConnectionRefused,
-                Kind::TimedOut if error.is_connect() => HttpError::ConnectionTimeout,
-                Kind::HostUnreachable | Kind::NetworkUnreachable if error.is_connect() => {
-                    HttpError::DestinationUnavailable
-                }
-                Kind::TimedOut => HttpError::HttpResponseTimeout,
+        match cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+            Some(Kind::ConnectionRefused) => return HttpError::ConnectionRefused,
+            Some(Kind::TimedOut) => return HttpError::ConnectionTimeout,
+            Some(Kind::HostUnreachable | Kind::NetworkUnreachable) => {
+                return HttpError::DestinationUnavailable;
+            }
+            _ => {}
+        }
+    }
+    // The last cause says most: the system's error, or what is wrong with the handshake.
+    tracing::warn!(server, "there is no connection: {text}");
+    let handshake = causes(error).any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        let ended = matches!(
+            io,
+            Some(Kind::UnexpectedEof | Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe)
+        );
+        cause.is::<rustls::Error>() || ended
+    });
+    match handshake && to.scheme() == Some(&Scheme::HTTPS) {
+        true => HttpError::TlsProtocolError,
+        false => HttpError::DestinationUnavailable,
+    }
+}
+
+/// Why there is no reply over a connection that was there.
+fn unanswered(error: &legacy::Error) -> HttpError {
+    use std::io::ErrorKind as Kind;
+    let mut text = String::new();
+    for cause in causes(error) {
+        text = cause.to_string();
+        if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
+            return HttpError::InternalError(Some(format!("TLS: {tls}")));
+        }
+        match cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+            Some(Kind::TimedOut) => return HttpError::HttpResponseTimeout,
+            Some(
                 Kind::ConnectionRefused
                 | Kind::ConnectionReset
                 | Kind::BrokenPipe
                 | Kind::UnexpectedEof
                 | Kind::HostUnreachable
-                | Kind::NetworkUnreachable => HttpError::ConnectionTerminated,
-                _ => match io.get_ref() {
-                    // The layers of TLS wrap theirs in this kind of error, some twice.
-                    Some(inner) => {
-                        source = Some(inner);
-                        continue;
-                    }
-                    None => HttpError::InternalError(Some(io.to_string())),
-                },
-            };
+                | Kind::NetworkUnreachable,
+            ) => return HttpError::ConnectionTerminated,
+            _ => {}
         }
         if let Some(hyper) = cause.downcast_ref::<hyper::Error>() {
             if hyper.is_incomplete_message() || hyper.is_closed() || hyper.is_canceled() {
@@ -273,7 +298,20 @@ fn classify(error: &legacy::Error, to: Option<&Authority>) -> HttpError {
                 return HttpError::InternalError(Some(format!("the reply is no HTTP: {hyper}")));
             }
         }
-        source = cause.source();
     }
     HttpError::InternalError(Some(text))
+}
+
+/// An error and its causes. The layers of TLS wrap theirs in errors of I/O, some twice, which do not name those as their
+/// sources.
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |cause| {
+        let wrapped = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        match wrapped {
+            Some(inner) => Some(inner),
+            None => cause.source(),
+        }
+    })
 }

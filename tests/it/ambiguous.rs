@@ -5,6 +5,8 @@ use crate::kit::{builder, json, open, path, replay, root, send};
 use crate::upstream::{Act, ReservedPort, Upstream};
 use outbox_host::{Ambiguous, Body, Health, Outbox, Outcome, Write};
 use serde_json::json;
+use std::io::{Read, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -101,6 +103,66 @@ async fn what_never_reached_the_server_or_was_answered_is_not_ambiguous() {
     server.script(|_| 204);
     assert_eq!(replay(&outbox).await.0.delivered, 1);
     assert_eq!(server.seen().len(), 3);
+}
+
+/// What a server, or a system, does to a connection before any request.
+#[tokio::test]
+async fn what_no_connection_came_about_for_is_neither_ambiguous_nor_suspect() {
+    const ALERT: &[u8] = &[0x15, 3, 3, 0, 2, 2, 40];
+    let cut = Listening::start(|stream| _ = stream.read(&mut [0; 4096]));
+    // What was not read by then, the system answers with a reset.
+    let reset = Listening::start(|stream| _ = stream.peek(&mut [0]));
+    let alert = Listening::start(|stream| {
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(ALERT);
+    });
+    let plain = Listening::start(|stream| {
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    });
+    let cases = [
+        (cut.url(), "TLS handshake failed"),
+        (reset.url(), "TLS handshake failed"),
+        (alert.url(), "TLS handshake failed"),
+        (plain.url(), "TLS handshake failed"),
+        // No system connects to that: it does not say which of its interfaces is meant.
+        ("http://[fe80::1]:9".into(), "host unreachable"),
+    ];
+    for (url, why) in cases {
+        for concurrency in [1, 4] {
+            let root = root();
+            let outbox = builder(root.path()).upstream(&url).concurrency(concurrency);
+            let outbox = outbox.ambiguous(Ambiguous::Hold).open().unwrap();
+            let id = send(&outbox, "POST", "/a", "x").await;
+            for _ in 0..3 {
+                let (report, deliveries) = replay(&outbox).await;
+                assert_eq!((report.deferred, report.upstream), (1, Health::Down), "{url}: {deliveries:?}");
+                assert_eq!(deliveries[0].detail.as_deref(), Some(why), "{url}");
+            }
+            assert_eq!(outbox.get(&id).await.unwrap().entry.unwrap().not_before, None, "{url}");
+        }
+    }
+}
+
+/// A port where each connection meets the same, and is closed then.
+struct Listening(SocketAddr);
+
+impl Listening {
+    fn start(act: impl Fn(&mut TcpStream) + Send + 'static) -> Listening {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        // Until the tests end.
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                act(&mut stream);
+            }
+        });
+        Listening(at)
+    }
+
+    fn url(&self) -> String {
+        format!("https://{}", self.0)
+    }
 }
 
 #[tokio::test]
