@@ -21,10 +21,10 @@ use crate::write::Write;
 use bytes::Bytes;
 use serde::Serialize;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, broadcast, watch};
+use tokio::time::timeout;
 
 /// Entries that were set aside, per call: more than their replies let a page have.
 const ITEMS: u32 = 4096;
@@ -32,7 +32,7 @@ const ITEMS: u32 = 4096;
 /// Events that a slow subscriber may be behind before it loses the oldest.
 const EVENT_BACKLOG: usize = 4096;
 
-/// How long the requests in flight may take to finish after a stop.
+/// How long the requests in flight may take to finish after a stop, and what is only tidying up at any time.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// An outbox. Cheap to clone; all clones are the same outbox. With the last of them it stops, as by [`Outbox::shutdown`],
@@ -364,7 +364,8 @@ impl Outbox {
             driver.ended().await;
             self.0.driver().take();
         }
-        self.0.queue.unstage().await;
+        // What stays is swept an hour later.
+        let _ = timeout(GRACE, self.0.queue.unstage()).await;
     }
 
     /// A call into the `queue` interface.
@@ -441,11 +442,18 @@ impl Inner {
         let (_waiting, waited_for) = watch::channel(());
         let ends = Ends { shut_down: self.stop.subscribe(), waited_for, lock: lock.clone() };
         let (gone, sweeping) = sweep::beside(self.sweeper.clone());
-        let job = async move |instance: &mut Instance| pass(instance, options, events, gone, ends).await;
+        let job = async move |instance: &mut Instance| {
+            tokio::select! {
+                biased;
+                done = pass(instance, options, events, gone, &ends) => done,
+                () = ends.abandoned() => Err(Error::Abandoned),
+            }
+        };
         // Of one that failed, it is not known whether something waits.
         let waits = |report: &_| !matches!(report, Ok(Report { remaining: 0, .. }));
         let report = self.replayer.call(job, waits, lock.clone()).await;
-        let _ = sweeping.await;
+        // Deleting goes on where it takes longer.
+        let _ = timeout(GRACE, sweeping).await;
         if let Ok(report) = &report {
             self.events.tell(|| Event::Pass(report.clone()));
             let mut known = self.known();
@@ -462,7 +470,6 @@ impl Inner {
 }
 
 /// What ends a pass before its time. It then starts nothing further, and is abandoned a while later.
-#[derive(Clone)]
 struct Ends {
     shut_down: watch::Receiver<bool>,
     /// Closed when nobody waits for its report any more.
@@ -477,10 +484,11 @@ impl Ends {
     }
 
     /// Returns when the requests in flight have had their time since the stop.
-    async fn abandoned(mut self) {
+    async fn abandoned(&self) {
+        let (mut shut_down, mut waited_for) = (self.shut_down.clone(), self.waited_for.clone());
         tokio::select! {
-            _ = self.shut_down.wait_for(|stop| *stop) => {}
-            _ = self.waited_for.changed() => {}
+            _ = shut_down.wait_for(|stop| *stop) => {}
+            _ = waited_for.changed() => {}
             () = self.lock.lease.until_lost() => {}
         }
         tokio::time::sleep(GRACE).await;
@@ -493,9 +501,8 @@ async fn pass(
     options: replayer::Options,
     events: Events,
     gone: impl Fn(),
-    ends: Ends,
+    ends: &Ends,
 ) -> Result<Report, Error> {
-    let mut abandoned = pin!(ends.clone().abandoned());
     let pass = instance
         .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_start(store, &options).await)
         .await??;
@@ -511,12 +518,7 @@ async fn pass(
         }
         let next = instance
             .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_next(store, pass).await);
-        let next = tokio::select! {
-            biased;
-            next = next => next?,
-            () = &mut abandoned => return Err(Error::Abandoned),
-        };
-        match next {
+        match next.await? {
             Ok(Some(event)) => {
                 if leaves(event.outcome) {
                     gone();

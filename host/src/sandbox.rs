@@ -3,8 +3,9 @@
 //! The guest is given one directory (ROOT as `/data`), its configuration as environment variables, clocks,
 //! randomness, and HTTP to one origin. It cannot use more memory than its limit, compute without end, or
 //! hang: a guest that neither makes a host call nor returns from one for the deadline is stopped. There is
-//! no limit on how long a call takes as a whole, because a large body on a slow line takes long. After a
-//! trap, a limit or a deadline the instance is thrown away; the queue on disk is what counts.
+//! no limit on how long a call takes as a whole, because a large body on a slow line takes long; but one that is not
+//! awaited any more ends at the next epoch, if not before. After a trap, a limit or a deadline the instance is thrown
+//! away; the queue on disk is what counts.
 
 use crate::Error;
 use crate::bindings::Outbox;
@@ -155,7 +156,8 @@ async fn within<T>(
     }
 }
 
-/// Stops a guest that computes without a host call. The epoch is looked at only while guest code runs.
+/// Stops a guest that computes without a host call, and gives whoever awaits one that makes them without ever waiting a turn
+/// to end it. The epoch is looked at only while guest code runs.
 fn interrupt_when_stuck(store: &mut Store<State>, deadline: Duration) {
     let patience = (deadline.as_millis() / EPOCH.as_millis()).max(1);
     let mut last = 0;
@@ -166,7 +168,7 @@ fn interrupt_when_stuck(store: &mut Store<State>, deadline: Duration) {
         last = now;
         match stuck >= patience {
             true => Err(wasmtime::format_err!("it computed for {deadline:?} without a host call")),
-            false => Ok(UpdateDeadline::Continue(1)),
+            false => Ok(UpdateDeadline::Yield(1)),
         }
     });
     store.set_epoch_deadline(1);

@@ -18,14 +18,18 @@ enum Spoilt {
     Traps,
     /// Computes without end and without a host call.
     Spins,
+    /// Makes host calls without end, and waits in none.
+    Chatters,
 }
 
 impl Spoilt {
-    fn code(self) -> &'static [u8] {
-        const LOOP: [u8; 5] = [0x03, 0x40, 0x0c, 0x00, 0x0b];
+    /// With the function that tells the time.
+    fn code(self, now: u8) -> Vec<u8> {
         match self {
-            Spoilt::Traps => &[],
-            Spoilt::Spins => &LOOP,
+            Spoilt::Traps => vec![],
+            Spoilt::Spins => vec![0x03, 0x40, 0x0c, 0x00, 0x0b],
+            // It is called, and what it says is dropped.
+            Spoilt::Chatters => vec![0x03, 0x40, 0x10, now, 0x1a, 0x0c, 0x00, 0x0b],
         }
     }
 }
@@ -36,13 +40,13 @@ fn component(export: &str, how: Spoilt) -> NamedTempFile {
     const NOP: u8 = 0x01;
     const END: u8 = 0x0b;
     let mut bytes = Runtime::component().to_vec();
-    let range = code_of(&bytes, export);
+    let (range, now) = code_of(&bytes, export);
     let code = &mut bytes[range];
     let (last, rest) = code.split_last_mut().unwrap();
     assert_eq!(*last, END);
     // Behind the declaration of no locals.
     let mut spoilt = vec![0];
-    spoilt.extend_from_slice(how.code());
+    spoilt.extend(how.code(now));
     spoilt.push(UNREACHABLE);
     assert!(spoilt.len() <= rest.len(), "the function of {export} is too short for this");
     rest.fill(NOP);
@@ -52,10 +56,12 @@ fn component(export: &str, how: Spoilt) -> NamedTempFile {
     file
 }
 
-/// Where the code is of the only core function that is exported under a name with this end.
-fn code_of(component: &[u8], export: &str) -> Range<usize> {
+/// Where the code is of the only core function that is exported under a name with this end, and which function tells its
+/// module the time.
+fn code_of(component: &[u8], export: &str) -> (Range<usize>, u8) {
     let mut found = Vec::new();
     let mut imported = 0;
+    let mut now = 0;
     let mut wanted = Vec::new();
     let mut bodies = 0;
     for payload in Parser::new(0).parse_all(component) {
@@ -67,7 +73,12 @@ fn code_of(component: &[u8], export: &str) -> Range<usize> {
             Payload::ImportSection(section) => {
                 for imports in section {
                     match imports.unwrap() {
-                        Imports::Single(_, import) if matches!(import.ty, TypeRef::Func(_)) => imported += 1,
+                        Imports::Single(_, import) if matches!(import.ty, TypeRef::Func(_)) => {
+                            if import.module.contains("monotonic-clock@") && import.name == "now" {
+                                now = u8::try_from(imported).unwrap();
+                            }
+                            imported += 1;
+                        }
                         Imports::Single(..) => {}
                         other => panic!("compact imports: {other:?}"),
                     }
@@ -83,7 +94,7 @@ fn code_of(component: &[u8], export: &str) -> Range<usize> {
             }
             Payload::CodeSectionEntry(body) => {
                 if wanted.contains(&(imported + bodies)) {
-                    found.push(body.range());
+                    found.push((body.range(), now));
                 }
                 bodies += 1;
             }
@@ -178,6 +189,30 @@ async fn a_replay_that_traps_or_never_ends_is_stopped_and_the_host_goes_on() {
         assert!(server.seen().is_empty());
         assert_delivered_after_all(root.path(), &server, &ids).await;
     }
+}
+
+#[tokio::test]
+async fn a_guest_that_never_waits_is_abandoned_at_a_shutdown() {
+    let abandoned = async |export: &str| {
+        let root = root();
+        let spoilt = component(export, Spoilt::Chatters);
+        let outbox = builder(root.path()).runtime(runtime_of(&spoilt)).upstream("http://127.0.0.1:9");
+        let outbox = outbox.start().unwrap();
+        let mut events = outbox.subscribe();
+        // Meanwhile the driver, which shares this thread, begins its pass.
+        assert!(outbox.status().await.unwrap().replaying);
+        let started = Instant::now();
+        soon("the shutdown", outbox.shutdown()).await;
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        let why = failed(&mut events).await;
+        assert!(why.contains("abandoned"), "{export}: {why}");
+        assert!(!outbox.status().await.unwrap().replaying);
+    };
+    tokio::join!(
+        abandoned("[static]pass.start"),
+        abandoned("[method]pass.next"),
+        abandoned("[method]pass.report")
+    );
 }
 
 #[tokio::test]
