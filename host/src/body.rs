@@ -23,7 +23,8 @@ impl Body {
     }
 
     /// What a reader yields, such as an open file. It is read on the thread that writes the entry, a chunk
-    /// at a time.
+    /// at a time. Whoever drops the write's future ends it after the read that is under way: one that never returns
+    /// keeps its thread.
     pub fn reader(reader: impl Read + Send + 'static) -> Body {
         Body(Kind::Reader(Box::new(reader)))
     }
@@ -78,9 +79,32 @@ impl Kind {
 /// The guest's view of a body that it reads.
 pub(crate) fn input_stream(kind: Kind) -> DynInputStream {
     match kind {
-        Kind::Bytes(bytes) => Box::new(wasmtime_wasi::p2::pipe::MemoryInputPipe::new(bytes)),
-        Kind::Reader(reader) => Box::new(ReaderStream { reader }),
-        Kind::Stream(body) => Box::new(BodyStream { body, next: None }),
+        Kind::Bytes(bytes) => Box::new(Endable(wasmtime_wasi::p2::pipe::MemoryInputPipe::new(bytes))),
+        Kind::Reader(reader) => Box::new(Endable(ReaderStream { reader })),
+        Kind::Stream(body) => Box::new(Endable(BodyStream { body, next: None })),
+    }
+}
+
+/// A stream after each read of which, the last one too, the write ends if nobody waits for it any more.
+struct Endable<S>(S);
+
+#[wasmtime_wasi::async_trait]
+impl<S: InputStream> InputStream for Endable<S> {
+    fn read(&mut self, size: usize) -> StreamResult<Bytes> {
+        self.0.read(size)
+    }
+
+    async fn blocking_read(&mut self, size: usize) -> StreamResult<Bytes> {
+        let read = self.0.blocking_read(size).await;
+        tokio::task::yield_now().await;
+        read
+    }
+}
+
+#[wasmtime_wasi::async_trait]
+impl<S: InputStream> Pollable for Endable<S> {
+    async fn ready(&mut self) {
+        self.0.ready().await;
     }
 }
 

@@ -87,8 +87,9 @@ impl Instances {
             tokio.block_on(async move {
                 let _turn = turn;
                 let done = tokio::select! {
-                    done = this.run(job) => done,
+                    biased;
                     () = answer.closed() => return,
+                    done = this.run(job) => done,
                 };
                 let _ = answer.send(done);
             });

@@ -380,6 +380,35 @@ impl Read for Trickle {
 }
 
 #[tokio::test]
+async fn a_write_whose_caller_has_gone_is_not_queued_when_its_body_ends() {
+    let root = root();
+    let outbox = open(root.path(), "http://127.0.0.1:9");
+    let ((asked, when_asked), (pieces, source)) = (mpsc::channel(), mpsc::channel());
+    let (held, gone) = mpsc::channel::<()>();
+    let body = Held(Trickle(Some(asked), source), held);
+    let writer = outbox.clone();
+    let write = async move { writer.enqueue_write(Write::new("PUT", "/a"), Body::reader(body)).await };
+    let writing = tokio::spawn(write);
+    soon("the write", tokio::task::spawn_blocking(move || when_asked.recv())).await.unwrap().unwrap();
+    writing.abort();
+    assert!(writing.await.unwrap_err().is_cancelled());
+    pieces.send(b"complete".to_vec()).unwrap();
+    drop(pieces);
+    let ended = soon("the end of the body", tokio::task::spawn_blocking(move || gone.recv())).await;
+    assert_eq!(ended.unwrap(), Err(mpsc::RecvError));
+    assert_eq!(outbox.count().await.unwrap().pending, 0);
+}
+
+/// A body, and what goes with it.
+struct Held(Trickle, #[expect(dead_code, reason = "its drop is what tells")] mpsc::Sender<()>);
+
+impl Read for Held {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+#[tokio::test]
 async fn a_slow_body_holds_up_no_other_write_and_is_queued_when_it_is_complete() {
     let (root, server) = (root(), Upstream::start(|_| 204));
     let outbox = open(root.path(), &server.url());
