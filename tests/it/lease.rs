@@ -258,17 +258,20 @@ fn time(seconds: i64) -> String {
     humantime::format_rfc3339_seconds(at).to_string()
 }
 
-/// Set in a process that was started for one test of this module.
+/// Set in a process that was started for one test of this module: its root.
 const INSIDE: &str = "OUTBOX_TEST_INSIDE";
 
-/// Runs a test of this module in a process of its own, which this command starts.
+/// Runs a test of this module in a process of its own, which a command starts.
 #[cfg(unix)]
-fn inside(command: &[&str], test: &str, story: impl Future<Output = ()>) {
-    if std::env::var_os(INSIDE).is_some() {
-        return tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(story);
+fn inside(test: &str, command: impl FnOnce(&Path) -> Vec<String>, story: impl AsyncFnOnce(&Path)) {
+    if let Some(root) = std::env::var_os(INSIDE) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        return runtime.block_on(story(Path::new(&root)));
     }
-    let mut again = std::process::Command::new(command[0]);
-    again.args(&command[1..]).arg(std::env::current_exe().unwrap()).env(INSIDE, "1");
+    let root = root();
+    let command = command(root.path());
+    let mut again = std::process::Command::new(&command[0]);
+    again.args(&command[1..]).arg(std::env::current_exe().unwrap()).env(INSIDE, root.path());
     again.args(["--exact", "--nocapture", &format!("lease::{test}")]);
     match again.output() {
         Ok(ran) => {
@@ -282,17 +285,20 @@ fn inside(command: &[&str], test: &str, story: impl Future<Output = ()>) {
 #[cfg(unix)]
 #[test]
 fn a_lease_that_cannot_be_written_keeps_nothing_from_being_sent() {
-    let ignoring = ["sh", "-c", r#"trap "" XFSZ; exec "$0" "$@""#];
-    inside(&ignoring, "a_lease_that_cannot_be_written_keeps_nothing_from_being_sent", async {
-        let (root, server) = (root(), Upstream::start(|_| 204));
-        send(&open(root.path(), &server.url()), "PUT", "/x", "1").await;
-        // Like a quota, it lets files be made and nothing be written.
-        let none = rustix::process::Rlimit { current: Some(0), maximum: None };
-        rustix::process::setrlimit(rustix::process::Resource::Fsize, none).unwrap();
-        let ended = plain(root.path(), Clocks::default(), &server.url(), "replay").await;
+    let at_a_quota = |root: &Path| {
+        let lease = path(&root.canonicalize().unwrap(), ".lease").to_str().unwrap().to_owned();
+        let calls = "write,pwrite64,pwritev,pwritev2";
+        let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:error=EDQUOT"));
+        let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", &lease, "-e", &trace, "-e", &inject];
+        strace.map(str::to_owned).to_vec()
+    };
+    inside("a_lease_that_cannot_be_written_keeps_nothing_from_being_sent", at_a_quota, async |root| {
+        let server = Upstream::start(|_| 204);
+        send(&open(root, &server.url()), "PUT", "/x", "1").await;
+        let ended = plain(root, Clocks::default(), &server.url(), "replay").await;
         assert!(ended.ok && ended.stderr.contains("no space"), "{ended:?}");
         assert_eq!(server.lines(), ["PUT /x"]);
-        assert!(!path(root.path(), ".lease").exists());
+        assert!(!path(root, ".lease").exists());
     });
 }
 
@@ -301,19 +307,19 @@ fn a_lease_that_cannot_be_written_keeps_nothing_from_being_sent() {
 fn a_lease_that_may_not_be_read_counts_from_its_last_change() {
     use std::os::unix::fs::PermissionsExt;
     // To root, no mode forbids anything.
-    let without: &[&str] = match rustix::process::geteuid().is_root() {
-        true => &["setpriv", "--bounding-set=-all", "--inh-caps=-all"],
-        false => &["env"],
+    let unprivileged = |_: &Path| {
+        let without = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"].map(str::to_owned);
+        if rustix::process::geteuid().is_root() { without.to_vec() } else { vec!["env".into()] }
     };
-    inside(without, "a_lease_that_may_not_be_read_counts_from_its_last_change", async {
-        let (root, server) = (root(), Upstream::start(|_| 204));
-        send(&open(root.path(), &server.url()), "PUT", "/x", "1").await;
-        let lease = path(root.path(), ".lease");
+    inside("a_lease_that_may_not_be_read_counts_from_its_last_change", unprivileged, async |root| {
+        let server = Upstream::start(|_| 204);
+        send(&open(root, &server.url()), "PUT", "/x", "1").await;
+        let lease = path(root, ".lease");
         for (changed, free) in [(30, false), (90, true)] {
             std::fs::write(&lease, "somebody else's").unwrap();
             crate::damage::age(&lease, Duration::from_secs(changed));
             std::fs::set_permissions(&lease, PermissionsExt::from_mode(0)).unwrap();
-            let ended = plain(root.path(), Clocks::default(), &server.url(), "replay").await;
+            let ended = plain(root, Clocks::default(), &server.url(), "replay").await;
             assert_eq!(ended.ok, free, "{ended:?}");
             assert!(free || ended.stderr.contains("another replays"), "{ended:?}");
             assert_eq!(lease.exists(), !free);
