@@ -152,6 +152,14 @@ fn lease(config: &Config) -> Result<Option<Rc<Lease>>> {
     }
 }
 
+/// Takes the lease for which there was no space before.
+fn take_again(config: &Config, held: &mut Option<Rc<Lease>>) -> Result<()> {
+    if held.is_none() {
+        *held = lease(config)?;
+    }
+    Ok(())
+}
+
 /// The configuration of a replay, and a queue's directory that is there.
 fn ready() -> Result<Config> {
     let config = Config::from_env()?;
@@ -189,23 +197,25 @@ const LOOK: Duration = Duration::from_secs(2);
 
 fn run() -> Result<()> {
     // A directory that is not there now will not be there later; other trouble may pass.
-    let lease = lease(&ready()?)?;
+    let config = ready()?;
+    let mut held = lease(&config)?;
     let mut wake = true;
     let mut resume = None;
     loop {
         let noted = notes();
-        let report = match pass(wake, resume.take(), false, lease.clone()) {
+        let done = take_again(&config, &mut held);
+        let report = match done.and_then(|()| pass(wake, resume.take(), false, held.clone())) {
             Ok(report) => report,
             // Nothing that is set wrong in the environment gets better by waiting; and who has lost the lease has
             // been asleep for long, or shares the directory with a machine whose clock differs.
             Err(error @ (Error::Configuration(_) | Error::AnotherReplays(_))) => return Err(error),
             Err(error) => {
                 complain(&error);
-                wake = sleep(crate::backoff::TICK, lease.as_deref(), &noted)?;
+                wake = sleep(crate::backoff::TICK, held.as_deref(), &noted)?;
                 continue;
             }
         };
-        wake = sleep(Duration::from_millis(report.next_delay_ms).max(SOON), lease.as_deref(), &noted)?;
+        wake = sleep(Duration::from_millis(report.next_delay_ms).max(SOON), held.as_deref(), &noted)?;
         resume = Some(report.resume);
     }
 }

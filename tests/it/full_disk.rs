@@ -3,7 +3,8 @@
 
 use crate::cli::{Cli, parse};
 use crate::kit::{self, OUTBOX_DIR};
-use crate::upstream::{Act, Reply, Seen, Upstream};
+use crate::plain_host::{Clocks, run as run_plain};
+use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
 use outbox_host::{Body, Error, Outbox, Place, Write as QueuedWrite};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -371,5 +372,33 @@ fn an_entry_can_be_dropped_on_a_full_disk_and_leaves_its_version_to_the_next_one
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
         let state = kit::json(&kit::path(cli.root.path(), &format!("{}/state.json", edits[2])));
         assert_eq!(state["validator"]["etag"], "\"v2\"");
+    });
+}
+
+#[test]
+fn a_stock_hosts_loop_takes_a_lease_once_there_is_room_for_one() {
+    in_namespace("a_stock_hosts_loop_takes_a_lease_once_there_is_room_for_one", || {
+        runtime().block_on(async {
+            let disk = Disk::tmpfs(Scarce::Bytes);
+            let root = TempDir::new_in(disk.at.path()).unwrap();
+            let (gate, server) = (Gate::new(), Upstream::start(|_| 204));
+            let outbox = kit::open(root.path(), &server.url());
+            kit::send(&outbox, "PUT", "/a", "x").await;
+            disk.fill();
+            let (url, held) = (server.url(), gate.clone());
+            let env = [("OUTBOX_UPSTREAM", url.as_str())];
+            tokio::select! {
+                ended = run_plain(root.path(), Clocks::default(), &env, &["run"]) => panic!("{ended:?}"),
+                () = async {
+                    server.wait_for(1).await;
+                    disk.make_room();
+                    server.script(move |_| Act::ReplyAfter(held.clone(), Reply::new(204)));
+                    kit::send(&outbox, "PUT", "/b", "x").await;
+                    server.wait_for(2).await;
+                    assert!(kit::path(root.path(), ".lease").exists());
+                    gate.open();
+                } => {}
+            }
+        });
     });
 }
