@@ -164,7 +164,9 @@ fn take_again(config: &Config, held: &mut Option<Rc<Lease>>) -> Result<()> {
 fn ready() -> Result<Config> {
     let config = Config::from_env()?;
     config.upstream()?;
-    Queue::open(&config)?;
+    // What is sent goes there afterwards. Where only the original has queued anything it is missing, and on a full disk it
+    // cannot be made: the same would be sent in each pass.
+    Queue::open(&config)?.staging()?;
     Ok(config)
 }
 

@@ -402,3 +402,26 @@ fn a_stock_hosts_loop_takes_a_lease_once_there_is_room_for_one() {
         });
     });
 }
+
+#[test]
+fn a_stock_host_sends_nothing_that_it_could_not_take_out_of_the_queue() {
+    in_namespace("a_stock_host_sends_nothing_that_it_could_not_take_out_of_the_queue", || {
+        runtime().block_on(async {
+            let disk = Disk::tmpfs(Scarce::Inodes);
+            let root = TempDir::new_in(disk.at.path()).unwrap();
+            let server = Upstream::start(|_| 204);
+            kit::send(&kit::open(root.path(), &server.url()), "POST", "/a", "x").await;
+            // As where only the original has queued anything.
+            fs::remove_dir_all(kit::path(root.path(), ".staging")).unwrap();
+            disk.fill();
+            let (url, clocks) = (server.url(), Clocks::default());
+            let env = [("OUTBOX_UPSTREAM", url.as_str())];
+            let ended = run_plain(root.path(), clocks.clone(), &env, &["replay"]).await;
+            assert!(!ended.ok && ended.stderr.contains("no space"), "{ended:?}");
+            assert_eq!(server.lines(), [""; 0]);
+            disk.make_room();
+            assert!(run_plain(root.path(), clocks, &env, &["replay"]).await.ok);
+            assert_eq!(server.lines(), ["POST /a"]);
+        });
+    });
+}
