@@ -325,12 +325,12 @@ pub fn forward(now: SystemTime) -> u64 {
 fn next_id(queue: &Queue, boot: Option<&str>, now: SystemTime) -> Result<EntryId> {
     let now = forward(now);
     // An id without a note is not given out: who comes later believes the notes.
-    let notes = notes(queue)?;
-    let noted = noted(&notes).max();
-    let mut newest = NEWEST.get().max(noted);
+    let written = notes(queue)?;
+    let last = noted(&written).max();
+    let mut newest = NEWEST.get().max(last);
     let mark = || boot.map(|boot| format!("boot {:018x}\n", xxh3_64(boot.as_bytes())));
-    let complete = || mark().is_some_and(|mark| notes.starts_with(mark.as_bytes()));
-    let look = noted.is_none() || NEWEST.get().is_none() && !complete();
+    let complete = || mark().is_some_and(|mark| written.starts_with(mark.as_bytes()));
+    let look = last.is_none() || NEWEST.get().is_none() && !complete();
     if look {
         queue.names(|name, _| {
             if let Name::Pending(id) | Name::Conflict(id, _) = layout::parse(name) {
@@ -338,6 +338,8 @@ fn next_id(queue: &Queue, boot: Option<&str>, now: SystemTime) -> Result<EntryId
             }
         })?;
         newest = newest.max(quarantine::newest(queue)?);
+        // That may have taken long. What others have noted meanwhile may stand in this one's place, and is not to be lost.
+        newest = newest.max(noted(&notes(queue)?).max());
     }
     let id = EntryId::after(newest, now, get_random_u64() as u32);
     // The first is the mark's.

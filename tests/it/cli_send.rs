@@ -2,6 +2,7 @@
 
 use crate::cli::{Cli, feed, parse};
 use crate::kit::{OUTBOX_DIR, json, path};
+use crate::strace::stopped_after;
 use crate::upstream::Upstream;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -166,4 +167,25 @@ fn a_write_of_the_longest_allowed_body_is_taken() {
     let cli = Cli::new();
     let ran = cli.run_with_stdin(&["send", "PUT", "/x", "--body", "-", "--max-body", "5"], b"12345");
     assert!(ran.expect(0).starts_with("queued "));
+}
+
+#[test]
+fn a_slow_look_at_the_names_is_no_reason_for_a_smaller_id() {
+    let cli = Cli::new();
+    cli.send(&["PUT", "/a"]);
+    let notes = path(cli.root.path(), ".newest");
+    std::fs::remove_file(&notes).unwrap();
+    let mut other = String::new();
+    // The names have just been listed.
+    let meanwhile = || {
+        other = cli.send(&["PUT", "/other"]);
+    };
+    let queue = path(cli.root.path(), "");
+    let Some(ran) = stopped_after(&cli, "getdents64", Some(&queue), &["send", "PUT", "/b"], meanwhile) else {
+        return;
+    };
+    let id = ran.stdout.trim().strip_prefix("queued ").unwrap();
+    assert!(id > other.as_str(), "{id} after {other}");
+    let noted = std::fs::read_to_string(&notes).unwrap();
+    assert!(noted.contains(id), "{noted:?}");
 }
