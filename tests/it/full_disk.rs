@@ -381,18 +381,20 @@ fn a_stock_hosts_loop_takes_a_lease_once_there_is_room_for_one() {
         runtime().block_on(async {
             let disk = Disk::tmpfs(Scarce::Bytes);
             let root = TempDir::new_in(disk.at.path()).unwrap();
-            let (gate, server) = (Gate::new(), Upstream::start(|_| 204));
+            let gate = Gate::new();
+            let acts = vec![Act::Cut, Act::ReplyAfter(gate.clone(), Reply::new(204)), 204.into()];
+            let server = Upstream::sequence(acts);
             let outbox = kit::open(root.path(), &server.url());
             kit::send(&outbox, "PUT", "/a", "x").await;
             disk.fill();
-            let (url, held) = (server.url(), gate.clone());
+            let url = server.url();
             let env = [("OUTBOX_UPSTREAM", url.as_str())];
             tokio::select! {
                 ended = run_plain(root.path(), Clocks::default(), &env, &["run"]) => panic!("{ended:?}"),
                 () = async {
+                    // The first pass has no lease, and ends with this.
                     server.wait_for(1).await;
                     disk.make_room();
-                    server.script(move |_| Act::ReplyAfter(held.clone(), Reply::new(204)));
                     kit::send(&outbox, "PUT", "/b", "x").await;
                     server.wait_for(2).await;
                     assert!(kit::path(root.path(), ".lease").exists());
