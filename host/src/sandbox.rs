@@ -24,6 +24,14 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 /// How much of a guest's last words is kept: enough for a panic's message.
 const LAST_WORDS: usize = 4 * 1024;
 
+/// What the guest may have beside its memory, which the host keeps for it. The component has one memory, two tables of less
+/// than 200 elements, and three modules, of each of which there is one instance. A request takes some ten handles, and 256
+/// may be under way.
+const TABLES: usize = 16;
+const TABLE_ELEMENTS: usize = 100_000;
+const INSTANCES: usize = 64;
+const HANDLES: usize = 8192;
+
 /// What a guest may use.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -103,11 +111,18 @@ impl Instance {
             http: WasiHttpCtx::new(),
             table: ResourceTable::new(),
             egress,
-            limits: StoreLimitsBuilder::new().memory_size(limits.memory).build(),
+            limits: StoreLimitsBuilder::new()
+                .memories(1)
+                .memory_size(limits.memory)
+                .tables(TABLES)
+                .table_elements(TABLE_ELEMENTS)
+                .instances(INSTANCES)
+                .build(),
             activity: activity.clone(),
         };
         let mut store = Store::new(&runtime.0.engine, state);
         store.limiter(|state| &mut state.limits);
+        store.set_max_component_handles(HANDLES);
         interrupt_when_stuck(&mut store, limits.deadline);
         let starting = runtime.0.pre.instantiate_async(&mut store);
         let exports = within(runtime, &activity, limits.deadline, starting).await?.map_err(unusable)?;

@@ -105,16 +105,13 @@ fn code_of(component: &[u8], export: &str) -> (Range<usize>, u8) {
     found.remove(0)
 }
 
-/// The component, and beside its own modules one that computes without end as soon as it is instantiated.
-fn component_that_never_starts() -> NamedTempFile {
-    // A function that loops, and that it is to be called at the start.
-    const MODULE: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x08\x01\0\
-        \x0a\x09\x01\x07\0\x03\x40\x0c\0\x0b\x0b";
+/// The component, and beside its own modules this one, which starts after them.
+fn component_with(module: &[u8]) -> NamedTempFile {
     let mut bytes = Runtime::component().to_vec();
     let modules = Parser::new(0).parse_all(&bytes);
     let modules = modules.filter(|payload| matches!(payload, Ok(Payload::ModuleSection { .. }))).count();
-    bytes.extend([0x01, MODULE.len() as u8]);
-    bytes.extend(MODULE);
+    bytes.extend([0x01, module.len() as u8]);
+    bytes.extend(module);
     // An instance of it, which is given nothing.
     bytes.extend([0x02, 0x04, 0x01, 0x00, modules as u8, 0x00]);
     let mut file = NamedTempFile::new().unwrap();
@@ -252,7 +249,10 @@ async fn an_enqueue_that_traps_or_never_ends_leaves_nothing_and_harms_no_other()
 
 #[tokio::test]
 async fn a_component_that_never_starts_is_stopped() {
-    let (root, never) = (root(), component_that_never_starts());
+    // A function that loops, and that it is to be called at the start.
+    const LOOPS: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x08\x01\0\
+        \x0a\x09\x01\x07\0\x03\x40\x0c\0\x0b\x0b";
+    let (root, never) = (root(), component_with(LOOPS));
     let limits = Limits { deadline: Duration::from_millis(500), ..Limits::default() };
     let outbox = builder(root.path()).runtime(runtime_of(&never)).limits(limits);
     let outbox = outbox.upstream("http://127.0.0.1:9").open().unwrap();
@@ -261,6 +261,22 @@ async fn a_component_that_never_starts_is_stopped() {
     for failure in failures {
         let said = failure.unwrap().to_string();
         assert!(said.contains("it computed for 500ms without a host call"), "{said}");
+    }
+}
+
+/// What is not in its memory is the host's all the same.
+#[tokio::test]
+async fn a_component_that_asks_for_more_than_its_share_beside_its_memory_does_not_start() {
+    // A function that grows an empty table by 20 million, and traps where it is refused; it is called at the start.
+    const TABLE: &[u8] = b"\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x04\x04\x01\x70\0\0\x08\x01\0\
+        \x0a\x15\x01\x13\0\xd0\x70\x41\x80\xda\xc4\x09\xfc\x0f\0\x41\x7f\x46\x04\x40\0\x0b\x0b";
+    // A memory of its own.
+    const MEMORY: &[u8] = b"\0asm\x01\0\0\0\x05\x03\x01\0\x01";
+    for (module, why) in [(TABLE, "unreachable"), (MEMORY, "memory count too high")] {
+        let (root, greedy) = (root(), component_with(module));
+        let outbox = builder(root.path()).runtime(runtime_of(&greedy)).open().unwrap();
+        let refused = outbox.count().await;
+        assert!(matches!(&refused, Err(Error::Component(said)) if said.contains(why)), "{refused:?}");
     }
 }
 
