@@ -212,6 +212,29 @@ async fn a_pass_that_is_interrupted_abandons_a_request_that_does_not_end_and_say
 }
 
 #[tokio::test]
+async fn an_interrupt_ends_one_whose_output_nobody_takes() {
+    let cli = Cli::new();
+    let server = Upstream::start(|_| 204);
+    // A pipe takes 64 KiB.
+    for i in 0..20 {
+        cli.send(&["PUT", &format!("/{i}/{}", "x".repeat(8000))]);
+    }
+    let (_unread, stdout) = std::io::pipe().unwrap();
+    let mut command = cli.command(["replay", "--json", "--upstream", &server.url()]);
+    let mut child = command.stdout(stdout).spawn().unwrap();
+    server.wait_for(20).await;
+    let pass = async {
+        while parse(cli.run(["status", "--json"]).stdout)["replaying"] == json!(true) {
+            tokio::task::yield_now().await;
+        }
+    };
+    kit::soon("the end of the pass", pass).await;
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap());
+    assert_eq!(kit::soon("its end", ended).await.unwrap().code(), Some(1));
+}
+
+#[tokio::test]
 async fn a_second_interrupt_ends_at_once() {
     for command in ["replay", "run"] {
         let cli = Cli::new();

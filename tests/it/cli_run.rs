@@ -3,7 +3,7 @@
 use crate::cli::{Cli, Daemon, parse};
 use crate::kit;
 use crate::upstream::{Act, Gate, Reply, ReservedPort, Seen, Upstream};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -281,4 +281,37 @@ async fn a_log_that_cannot_be_written_stops_nothing() {
         assert_eq!(daemon.end().0.code(), Some(0));
         assert_eq!(server.lines(), ["PUT /a", "PUT /b", "PUT /b"]);
     }
+}
+
+#[tokio::test]
+async fn a_second_stop_ends_at_once_though_nobody_takes_the_log() {
+    let cli = Cli::new();
+    let server = Upstream::start(|_| 204);
+    // A pipe takes 64 KiB.
+    for i in 0..20 {
+        cli.send(&["PUT", &format!("/{i}/{}", "x".repeat(8000))]);
+    }
+    let (unread, stderr) = std::io::pipe().unwrap();
+    let mut daemon = cli.command(["run", "--upstream", &server.url()]).stderr(stderr).spawn().unwrap();
+    server.wait_for(20).await;
+    // Of its pages, not all are full.
+    let full = async {
+        while rustix::io::ioctl_fionread(&unread).unwrap() < 32 * 1024 {
+            tokio::task::yield_now().await;
+        }
+    };
+    kit::soon("a log that takes no more", full).await;
+    let asked = tokio::task::spawn_blocking(move || {
+        let started = Instant::now();
+        // One that comes before another was heard is the same.
+        while daemon.try_wait().unwrap().is_none() && started.elapsed() < BEFORE_ANY_TICK {
+            for signal in [Signal::HUP, Signal::TERM] {
+                kill_process(Pid::from_child(&daemon), signal).unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = daemon.kill();
+        daemon.wait().unwrap()
+    });
+    assert_eq!(asked.await.unwrap().code(), Some(1));
 }

@@ -59,11 +59,15 @@ async fn interruptible(outbox: &Outbox) -> Result<Report, Error> {
     let mut stops = Stops::listen();
     let pass = outbox.replay();
     tokio::pin!(pass);
-    tokio::select! {
-        report = &mut pass => return report,
-        _ = stops.next() => {}
-    }
+    let done = tokio::select! {
+        report = &mut pass => Some(report),
+        _ = stops.next() => None,
+    };
+    // Also after the pass: what is left is to print, which takes as long as its reader does.
     stops.insist();
+    if let Some(report) = done {
+        return report;
+    }
     outbox.shutdown().await;
     say_aside("stopping; the request in flight may take up to 10 s");
     pass.await

@@ -4,9 +4,15 @@ use super::args::{Global, LogFormat, LogLevel, RunArgs};
 use super::{DONE, FAILED, builder, text};
 use outbox_host::{Delivery, Event, Health, Outbox, Outcome};
 use std::io::{self, IsTerminal};
+use std::time::Duration;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::oneshot;
+use tokio::task::block_in_place;
+use tokio::time::timeout;
 use tracing::{Level, debug, error, info, warn};
+
+/// How long the last line of the log may take.
+const LOGGED: Duration = Duration::from_millis(200);
 
 pub async fn run(global: &Global, args: RunArgs) -> anyhow::Result<u8> {
     log(args.log, args.log_level);
@@ -36,7 +42,8 @@ pub async fn run(global: &Global, args: RunArgs) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// One line per outcome, until it has ended and all that happened is logged.
+/// One line per outcome, until it has ended and all that happened is logged. Where nobody reads them, the thread stands
+/// still, and the signals are left to others.
 async fn log_events(mut events: broadcast::Receiver<Event>, mut ended: oneshot::Receiver<()>) {
     loop {
         let event = tokio::select! {
@@ -45,22 +52,24 @@ async fn log_events(mut events: broadcast::Receiver<Event>, mut ended: oneshot::
             _ = &mut ended => return,
         };
         match event {
-            Ok(Event::Delivery(delivery)) => log_delivery(&delivery),
-            Ok(Event::Pass(report)) => {
-                debug!(next_pass_ms = report.next_delay_ms, "{}", text::report(&report))
-            }
-            Ok(Event::Upstream(Health::Up)) => info!("upstream is up"),
-            Ok(Event::Upstream(Health::Down)) => {
-                warn!("upstream is down; one probe per tick until it answers")
-            }
-            Ok(Event::Upstream(Health::Auth)) => {
-                warn!("upstream wants other credentials; entries are held, one probe per tick");
-            }
-            Ok(Event::Failed(why)) => error!("pass failed: {why}"),
-            Ok(_) => {}
-            Err(RecvError::Lagged(n)) => warn!("{n} events were not logged"),
+            Ok(event) => block_in_place(|| log_event(&event)),
+            Err(RecvError::Lagged(n)) => block_in_place(|| warn!("{n} events were not logged")),
             Err(RecvError::Closed) => return,
         }
+    }
+}
+
+fn log_event(event: &Event) {
+    match event {
+        Event::Delivery(delivery) => log_delivery(delivery),
+        Event::Pass(report) => debug!(next_pass_ms = report.next_delay_ms, "{}", text::report(report)),
+        Event::Upstream(Health::Up) => info!("upstream is up"),
+        Event::Upstream(Health::Down) => warn!("upstream is down; one probe per tick until it answers"),
+        Event::Upstream(Health::Auth) => {
+            warn!("upstream wants other credentials; entries are held, one probe per tick");
+        }
+        Event::Failed(why) => error!("pass failed: {why}"),
+        _ => {}
     }
 }
 
@@ -144,7 +153,9 @@ impl Stops {
     pub fn insist(mut self) {
         tokio::spawn(async move {
             let signal = self.next().await;
-            warn!(signal, "ending at once; a request in flight will be sent again");
+            // Nobody may be reading the log.
+            let log = move || warn!(signal, "ending at once; a request in flight will be sent again");
+            let _ = timeout(LOGGED, tokio::task::spawn_blocking(log)).await;
             std::process::exit(FAILED.into());
         });
     }
@@ -181,7 +192,7 @@ impl HangUps {
     async fn wake(mut self, outbox: Outbox) {
         loop {
             self.next().await;
-            info!("SIGHUP: replaying now");
+            block_in_place(|| info!("SIGHUP: replaying now"));
             outbox.wake();
         }
     }
