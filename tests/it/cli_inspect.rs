@@ -2,7 +2,7 @@
 
 use crate::cli::{Cli, code, feed};
 use crate::cli_replay::answers;
-use crate::kit::{self, json, path, set_aside};
+use crate::kit::{self, edit_meta, json, path, set_aside};
 use crate::upstream::{Reply, ReservedPort, Upstream};
 use outbox_host::Durability;
 use serde_json::{Value, json};
@@ -414,17 +414,22 @@ fn retry_and_drop_say_what_they_did_also_in_json() {
 }
 
 #[test]
-fn why_an_entry_waits_cannot_command_the_terminal() {
+fn what_is_on_disk_cannot_command_the_terminal() {
     let cli = Cli::new();
     let id = cli.send(&["PUT", "/a"]);
     cli.replay(&ReservedPort::new().url(), &[]);
     let file = path(cli.root.path(), &format!("{id}/state.json"));
     let mut state = json(&file);
     state["last_error"] = json!("\u{1b}[2Jgone");
+    state["not_before"] = json!("\u{1b}[2Jsoon");
     std::fs::write(&file, serde_json::to_vec(&state).unwrap()).unwrap();
-    for command in ["list", "status", "show"] {
+    edit_meta(cli.root.path(), &id, |meta| meta["queued_at"] = json!("\u{1b}[2Jlong ago"));
+    for (command, waits) in [("list", true), ("status", false), ("show", true)] {
         let args = [command, &id];
         let ran = cli.run(&args[..if command == "show" { 2 } else { 1 }]);
-        assert!(ran.stdout.contains("\u{fffd}[2Jgone"), "{ran:?}");
+        assert!(!ran.stdout.contains('\u{1b}'), "{ran:?}");
+        for (said, there) in [("gone", true), ("long ago", true), ("soon", waits)] {
+            assert_eq!(ran.stdout.contains(&format!("\u{fffd}[2J{said}")), there, "{said}: {ran:?}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::args::{Global, KeepArg, LimitArgs, NamesArgs, OutputArgs, ResolveArgs, ShowArgs, StatusArgs};
 use super::{ATTENTION, DONE, FAILED, builder, code_of, existing, say_aside, text};
 use bytes::Bytes;
-use outbox_host::{Counts, Error, Item, Keep, Outbox, Place};
+use outbox_host::{Counts, Entry, Error, Item, Keep, Outbox, Place};
 use serde_json::json;
 use std::io::{self, BufWriter, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -167,10 +167,11 @@ pub async fn status(global: &Global, args: &StatusArgs) -> anyhow::Result<u8> {
         }
     }
     if let Some(oldest) = oldest {
-        writeln!(out, "oldest: {} {}, queued {}", oldest.method, oldest.raw_uri, oldest.queued_at)?;
+        let Entry { method, raw_uri, queued_at, .. } = &oldest;
+        text::line(&mut out, format_args!("oldest: {method} {raw_uri}, queued {queued_at}"))?;
         if let Some(why) = &oldest.last_error {
-            let (tried, why) = (text::attempts(oldest.attempts), text::printable(why));
-            writeln!(out, "        {tried} so far; last: {why}")?;
+            let tried = text::attempts(oldest.attempts);
+            text::line(&mut out, format_args!("        {tried} so far; last: {why}"))?;
         }
     }
     match (status.replaying, status.pid) {
@@ -191,7 +192,7 @@ pub async fn verify(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
         writeln!(out, "all is well")?;
     } else {
         for finding in &findings {
-            writeln!(out, "{}: {}", text::printable(&finding.name), text::printable(&finding.reason))?;
+            text::line(&mut out, format_args!("{}: {}", finding.name, finding.reason))?;
         }
     }
     Ok(if findings.is_empty() { DONE } else { ATTENTION })
@@ -250,7 +251,7 @@ async fn names(outbox: &Outbox, args: NamesArgs) -> anyhow::Result<Vec<String>> 
 fn say(name: &str, done: &str, result: Result<(), Error>, json: bool) -> io::Result<u8> {
     match result {
         Ok(()) if json => writeln!(io::stdout(), "{}", json!({ "name": name, "done": done })).map(|()| DONE),
-        Ok(()) => writeln!(io::stdout(), "{name}: {done}").map(|()| DONE),
+        Ok(()) => text::line(&mut io::stdout(), format_args!("{name}: {done}")).map(|()| DONE),
         Err(error) => {
             say_aside(format_args!("error: {error}"));
             Ok(FAILED)

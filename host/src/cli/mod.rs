@@ -110,12 +110,12 @@ fn code_of(counts: &Counts) -> u8 {
 
 /// Says something on stderr; where nobody reads that, the exit code says enough.
 fn say_aside(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    // Some of it may come from a file that the component or another host wrote.
+    text.to_string().lines().for_each(|line| _ = text::line(&mut std::io::stderr(), line));
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    // Some of it may come from a file that the component or another host wrote.
-    format!("error: {error:#}").lines().for_each(|line| say_aside(text::printable(line)));
+    say_aside(format_args!("error: {error:#}"));
     match error.downcast_ref::<Error>() {
         Some(Error::Invalid { .. }) => ExitCode::from(USAGE),
         _ => ExitCode::from(FAILED),

@@ -2,6 +2,7 @@
 
 use outbox_host::{Delivery, Entry, Health, Item, Outcome, Report};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::{self, Write};
 
 /// A size: exact below 1 KiB, three digits above.
@@ -26,11 +27,11 @@ pub fn size(bytes: u64) -> String {
 pub fn entry_table(out: &mut impl Write, entries: &[Entry]) -> io::Result<()> {
     for e in entries {
         let size = e.body_len.map_or("no body".into(), size);
-        writeln!(out, "{}  {:<7} {:>10}  {}  {}", e.id, e.method, size, e.queued_at, e.raw_uri)?;
+        line(out, format_args!("{}  {:<7} {:>10}  {}  {}", e.id, e.method, size, e.queued_at, e.raw_uri))?;
         if e.attempts > 0 {
             let why = e.last_error.as_deref().unwrap_or("no reason noted");
             let due = e.not_before.as_ref().map(|at| format!("; not before {at}")).unwrap_or_default();
-            writeln!(out, "    {}: {}{due}", attempts(e.attempts), printable(why))?;
+            line(out, format_args!("    {}: {why}{due}", attempts(e.attempts)))?;
         }
     }
     Ok(())
@@ -43,8 +44,8 @@ pub fn attempts(n: u32) -> String {
 
 /// Everything about an entry.
 pub fn item(out: &mut impl Write, item: &Item) -> io::Result<()> {
-    writeln!(out, "{}", item.name)?;
-    let mut line = |name: &str, value: &str| writeln!(out, "  {name:<16} {}", printable(value));
+    line(out, &item.name)?;
+    let mut line = |name: &str, value: &str| line(out, format_args!("  {name:<16} {value}"));
     match &item.since {
         Some(since) => line("place", &format!("{}, since {since}", item.place))?,
         None => line("place", &item.place.to_string())?,
@@ -130,36 +131,35 @@ pub fn conflicts(out: &mut impl Write, oldest_first: Vec<Item>) -> io::Result<()
     for (path, clashes) in by_path(oldest_first) {
         let count: usize = clashes.iter().map(|(_, same)| 1 + same.len()).sum();
         if count > 1 {
-            writeln!(out, "{}: {count} conflicts, newest first", printable(&path))?;
+            line(out, format_args!("{path}: {count} conflicts, newest first"))?;
         }
         for (newest, same) in clashes {
             item(out, &newest)?;
             if !same.is_empty() {
-                writeln!(
-                    out,
-                    "  {:<16} {} times: also {}",
-                    "the same write",
-                    1 + same.len(),
-                    same.join(", ")
-                )?;
+                let (count, names) = (1 + same.len(), same.join(", "));
+                line(out, format_args!("  {:<16} {count} times: also {names}", "the same write"))?;
             }
         }
     }
     Ok(())
 }
 
-/// A server's text may hold what a terminal takes for commands.
-pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+/// A line. What a server said, and what is on disk, may hold what a terminal takes for commands.
+pub fn line(out: &mut impl Write, text: impl Display) -> io::Result<()> {
+    writeln!(out, "{}", printable(text))
+}
+
+fn printable(text: impl Display) -> String {
+    text.to_string().chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 /// One outcome.
 pub fn delivery(d: &Delivery) -> String {
     let status = d.status.map(|s| format!(" {s}")).unwrap_or_default();
-    let detail = d.detail.as_ref().map(|detail| format!(": {}", printable(detail))).unwrap_or_default();
+    let detail = d.detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
     let timing =
         if d.outcome == Outcome::Delivered { format!(" in {} ms", d.elapsed_ms) } else { String::new() };
-    format!("{:<10} {}  {} {}{status}{timing}{detail}", d.outcome, d.id, d.method, d.raw_uri)
+    printable(format_args!("{:<10} {}  {} {}{status}{timing}{detail}", d.outcome, d.id, d.method, d.raw_uri))
 }
 
 /// What a pass did, in a line.
