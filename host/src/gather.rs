@@ -115,14 +115,14 @@ impl Gather {
         loop {
             let turn = tokio::select! {
                 biased;
-                answer = &mut answered => return answer.unwrap_or(Err(Error::ShutDown)),
+                answer = &mut answered => return answer.unwrap_or_else(|_| Err(not_answered())),
                 turn = turns.free.acquire() => turn.map_err(|_| Error::ShutDown)?,
             };
             let share = self.share(turns);
             if share.is_empty() {
                 // Somebody has taken it along.
                 drop(turn);
-                return answered.await.unwrap_or(Err(Error::ShutDown));
+                return answered.await.unwrap_or_else(|_| Err(not_answered()));
             }
             together(queue, self.disk.clone(), share).await;
         }
@@ -147,6 +147,11 @@ impl Gather {
     fn waiting(&self) -> std::sync::MutexGuard<'_, VecDeque<Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Of a write that somebody has taken along.
+fn not_answered() -> Error {
+    Error::Trapped("the thread that queued it ended in a panic".into())
 }
 
 /// Queues one. With `quick`, others come soon.

@@ -67,7 +67,14 @@ impl Instances {
             _ => {
                 let this = self.clone();
                 let run = move || tokio.block_on(this.run(job));
-                tokio::task::spawn_blocking(run).await.map_err(|_| Error::ShutDown)?
+                match tokio::task::spawn_blocking(run).await {
+                    Ok(done) => done,
+                    // Of something that the caller gave it: his, as on his own thread.
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        Err(_) => Err(Error::ShutDown),
+                    },
+                }
             }
         }
     }

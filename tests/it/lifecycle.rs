@@ -86,6 +86,23 @@ async fn an_outbox_that_was_shut_down_replays_no_more_and_says_so() {
     assert!(!outbox.status().await.unwrap().replaying);
 }
 
+#[test]
+fn a_panic_of_a_callers_own_closure_is_the_callers() {
+    let current = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let several = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    for runtime in [current, several] {
+        runtime.block_on(async {
+            let root = root();
+            let outbox = open(root.path(), "http://127.0.0.1:9");
+            let id = send(&outbox, "PUT", "/a", "x").await;
+            let reader = outbox.clone();
+            let read = async move { reader.read_body(id, |_| panic!("the caller's own")).await };
+            assert!(tokio::spawn(read).await.is_err_and(|error| error.is_panic()));
+            assert_eq!(outbox.count().await.unwrap().pending, 1);
+        });
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_shutdown_waits_until_the_driver_has_ended() {
     let (root, server, gate, outbox) = held(1).await;
