@@ -17,6 +17,7 @@ use std::time::Duration;
 
 /// What a guest takes.
 const MAX_CONCURRENCY: usize = 256;
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// Whether an enqueue that returned survives a power failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -227,13 +228,13 @@ impl Builder {
         self
     }
 
-    /// Until a connection must be there; 10 s.
+    /// Until a connection must be there, at most a day; 10 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// The longest pause of a transfer without a byte either way; 60 s.
+    /// The longest pause of a transfer without a byte either way, at most a day; 60 s.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.idle_timeout = timeout;
         self
@@ -323,6 +324,15 @@ impl Builder {
                 return refuse(what, 0, "nothing can be done in no time; give more");
             }
         }
+        for (what, time) in [("connect_timeout", self.connect_timeout), ("idle_timeout", self.idle_timeout)] {
+            if time > MAX_TIMEOUT {
+                return Err(Error::invalid(what, &format!("{time:?}"), "it is more than a day; give less"));
+            }
+        }
+        if let Some(field) = self.expect_header.as_ref().filter(|field| !is_field(field)) {
+            let reason = "it is not of the form 'Name: value'; leave it out to expect none";
+            return Err(Error::invalid("expect_header", field, reason));
+        }
         Ok(())
     }
 
@@ -358,6 +368,13 @@ impl Builder {
         env.extend(boot.map(|boot| ("OUTBOX_BOOT", boot.trim().to_owned())));
         env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
+}
+
+/// Whether this is a header field that a reply can have.
+fn is_field(text: &str) -> bool {
+    text.split_once(':').is_some_and(|(name, value)| {
+        http::HeaderName::from_bytes(name.trim().as_bytes()).is_ok() && !value.trim().is_empty()
+    })
 }
 
 #[cfg(test)]

@@ -230,6 +230,7 @@ fn options_of_replay_and_run_that_cannot_be_used_are_named() {
         (&["--concurrency", "257"], &["--concurrency", "257"]),
         (&["--idle-timeout", "-1"], &["-1"]),
         (&["--idle-timeout", "never"], &["--idle-timeout", "never", "number of seconds"]),
+        (&["--expect-header", ""], &["expect_header", "Name: value"]),
         (&["--rejected", "maybe"], &["--rejected", "maybe", "keep", "drop"]),
         (&["--auth", "keep"], &["--auth", "keep", "hold", "drop"]),
         (&["--frob"], &["--frob"]),

@@ -213,13 +213,20 @@ async fn what_can_never_work_is_refused_before_anything_is_made() {
     let root = root();
     let outbox = root.path().join("new");
     type Set = fn(Builder) -> Builder;
-    let cases: [(Set, &str, &str); 7] = [
+    const LONG: Duration = Duration::from_millis(86_400_001);
+    let cases: [(Set, &str, &str); 13] = [
         (|b| b.concurrency(0), "concurrency", "0"),
         (|b| b.concurrency(257), "concurrency", "257"),
         (|b| b.max_entries(0), "max_entries", "0"),
         (|b| b.max_bytes(0), "max_bytes", "0"),
         (|b| b.connect_timeout(Duration::ZERO), "connect_timeout", "0"),
         (|b| b.idle_timeout(Duration::ZERO), "idle_timeout", "0"),
+        (|b| b.connect_timeout(LONG), "connect_timeout", "86400.001s"),
+        (|b| b.idle_timeout(LONG), "idle_timeout", "86400.001s"),
+        (|b| b.expect_header(""), "expect_header", ""),
+        (|b| b.expect_header("X-Served-By"), "expect_header", "X-Served-By"),
+        (|b| b.expect_header("X Served: dav7"), "expect_header", "X Served: dav7"),
+        (|b| b.expect_header("X-Served-By: "), "expect_header", "X-Served-By: "),
         (|b| b.limits(Limits { deadline: Duration::ZERO, ..Limits::default() }), "deadline", "0"),
     ];
     for (set, name, given) in cases {

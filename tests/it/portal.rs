@@ -96,8 +96,8 @@ async fn a_removal_that_a_portal_answers_with_404_is_put_off() {
 #[tokio::test]
 async fn an_expected_header_that_makes_no_sense_is_refused() {
     let root = root();
-    for field in ["X-Served-By", ": dav7", "X Served: dav7", "X-Served-By:"] {
-        let outbox = builder(root.path()).upstream("http://127.0.0.1:9").expect_header(field).open().unwrap();
-        assert!(matches!(outbox.replay().await, Err(Error::Invalid { .. })), "{field}");
+    for field in ["", "X-Served-By", ": dav7", "X Served: dav7", "X-Served-By:"] {
+        let refused = builder(root.path()).upstream("http://127.0.0.1:9").expect_header(field).open();
+        assert!(matches!(refused, Err(Error::Invalid { .. })), "{field}");
     }
 }

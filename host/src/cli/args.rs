@@ -330,7 +330,7 @@ impl UpstreamArgs {
                 AuthArg::Drop => Refused::Drop,
             });
         }
-        if let Some(field) = self.expect_header.as_ref().filter(|field| !field.is_empty()) {
+        if let Some(field) = &self.expect_header {
             builder = builder.expect_header(field);
         }
         if let Some(name) = &self.bearer_env {
