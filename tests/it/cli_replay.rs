@@ -93,6 +93,30 @@ fn exit_codes_tell_scripts_what_is_left_to_do() {
 }
 
 #[test]
+fn exit_codes_tell_what_is_left_also_where_nobody_reads_what_is_printed() {
+    let cli = Cli::new();
+    let server = Upstream::start(answers);
+    for uri in ["/ok", "/later"] {
+        cli.send(&["PUT", uri]);
+    }
+    let [first, second] = ["/later", "/later"].map(|uri| cli.send(&["PUT", uri]));
+    for (args, code) in [
+        (&["replay", "--json", "--upstream", &server.url()][..], 3),
+        (&["replay", "--upstream", &server.url()], 3),
+        (&["status"], 3),
+        (&["status", "--json"], 3),
+        (&["retry", &first, "nobody", &second], 1),
+        (&["drop", &first, &second], 0),
+    ] {
+        let (unread, stdout) = std::io::pipe().unwrap();
+        drop(unread);
+        let ran = cli.command(args).stdout(stdout).stderr(Stdio::null()).status().unwrap();
+        assert_eq!(ran.code(), Some(code), "{args:?}");
+    }
+    assert_eq!(cli.json(["list", "--json"]).as_array().unwrap().len(), 1, "both were dropped");
+}
+
+#[test]
 fn a_server_that_is_down_leaves_everything_and_the_exit_code_is_3() {
     let cli = Cli::new();
     let port = ReservedPort::new();

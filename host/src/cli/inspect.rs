@@ -1,7 +1,7 @@
 //! Commands that look at what is on disk and act on single entries.
 
 use super::args::{Global, KeepArg, LimitArgs, NamesArgs, OutputArgs, ResolveArgs, ShowArgs, StatusArgs};
-use super::{ATTENTION, DONE, FAILED, builder, code_of, existing, say_aside, text};
+use super::{ATTENTION, DONE, FAILED, builder, code_of, existing, say_aside, stdout, text};
 use bytes::Bytes;
 use outbox_host::{Counts, Entry, Error, Item, Keep, Outbox, Place};
 use serde_json::json;
@@ -136,7 +136,7 @@ pub async fn status(global: &Global, args: &StatusArgs) -> anyhow::Result<u8> {
         Some(id) => outbox.get(id).await.ok().and_then(|item| item.entry),
         None => None,
     };
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     let c = &status.counts;
     if args.output.json {
         let value = json!({
@@ -185,7 +185,7 @@ pub async fn status(global: &Global, args: &StatusArgs) -> anyhow::Result<u8> {
 pub async fn verify(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
     let outbox = existing(global)?;
     let findings = outbox.verify().await?;
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&findings)?)?;
     } else if findings.is_empty() {
@@ -206,7 +206,7 @@ pub async fn resolve(global: &Global, args: ResolveArgs) -> anyhow::Result<u8> {
         KeepArg::Merged(path) => Keep::Merged(super::send::open(Some(&path), args.json)?),
     };
     let id = outbox.resolve(&args.name, keep).await?;
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     match (args.json, id) {
         (true, id) => writeln!(out, "{}", json!({ "resolved": args.name, "id": id }))?,
         (false, Some(id)) => writeln!(out, "queued again as {id}")?,
@@ -242,7 +242,7 @@ async fn names(outbox: &Outbox, args: NamesArgs) -> anyhow::Result<Vec<String>> 
     }
     let rejected = of_place(outbox, Place::Rejected).await?;
     if rejected.is_empty() && !args.output.json {
-        writeln!(io::stdout(), "nothing was rejected")?;
+        writeln!(stdout(), "nothing was rejected")?;
     }
     Ok(rejected.into_iter().map(|item| item.name).collect())
 }
@@ -250,8 +250,8 @@ async fn names(outbox: &Outbox, args: NamesArgs) -> anyhow::Result<Vec<String>> 
 /// One of several: a failure is told and does not keep the others from being done.
 fn say(name: &str, done: &str, result: Result<(), Error>, json: bool) -> io::Result<u8> {
     match result {
-        Ok(()) if json => writeln!(io::stdout(), "{}", json!({ "name": name, "done": done })).map(|()| DONE),
-        Ok(()) => text::line(&mut io::stdout(), format_args!("{name}: {done}")).map(|()| DONE),
+        Ok(()) if json => writeln!(stdout(), "{}", json!({ "name": name, "done": done })).map(|()| DONE),
+        Ok(()) => text::line(&mut stdout(), format_args!("{name}: {done}")).map(|()| DONE),
         Err(error) => {
             say_aside(format_args!("error: {error}"));
             Ok(FAILED)
@@ -260,7 +260,7 @@ fn say(name: &str, done: &str, result: Result<(), Error>, json: bool) -> io::Res
 }
 
 pub fn wake(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     match (args.json, existing(global)?.wake_host()?) {
         (true, pid) => writeln!(out, "{}", json!({ "woke": pid }))?,
         (false, Some(pid)) => writeln!(out, "asked process {pid} for a pass")?,

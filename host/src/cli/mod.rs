@@ -12,7 +12,7 @@ use args::{Cli, Command, Global};
 use clap::builder::Resettable;
 use clap::{CommandFactory, FromArgMatches};
 use outbox_host::{Builder, Counts, Error, Outbox, RuntimeOptions, default_cache_dir};
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 /// Done, and nothing is left to do.
@@ -78,7 +78,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
             // Not straight to stdout: it panics where that cannot be written to.
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "outbox", &mut script);
-            std::io::stdout().write_all(&script)?;
+            io::stdout().write_all(&script)?;
             Ok(DONE)
         }
     }
@@ -111,7 +111,31 @@ fn code_of(counts: &Counts) -> u8 {
 /// Says something on stderr; where nobody reads that, the exit code says enough.
 fn say_aside(text: impl std::fmt::Display) {
     // Some of it may come from a file that the component or another host wrote.
-    text.to_string().lines().for_each(|line| _ = text::line(&mut std::io::stderr(), line));
+    text.to_string().lines().for_each(|line| _ = text::line(&mut io::stderr(), line));
+}
+
+/// Stdout for commands whose exit code says more than that they have printed it all. It takes what is printed also when its
+/// reader has gone.
+struct Heedless(io::Stdout);
+
+impl Write for Heedless {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(bytes.len()),
+            done => done,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.0.flush() {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            done => done,
+        }
+    }
+}
+
+fn stdout() -> impl Write {
+    Heedless(io::stdout())
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
@@ -122,8 +146,8 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-/// A reader that went away, as `head` does, is no failure.
+/// A reader that went away, as `head` does, is no failure: where all is done once it is printed.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let io = error.downcast_ref::<std::io::Error>();
-    io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
 }

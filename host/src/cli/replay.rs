@@ -2,7 +2,7 @@
 
 use super::args::{Global, ReplayArgs};
 use super::run::Stops;
-use super::{builder, code_of, say_aside, text};
+use super::{builder, code_of, say_aside, stdout, text};
 use indicatif::{ProgressBar, ProgressStyle};
 use outbox_host::{Delivery, Error, Event, Outbox, Report};
 use std::io::{self, IsTerminal, Write};
@@ -46,7 +46,7 @@ pub async fn replay(global: &Global, args: ReplayArgs) -> anyhow::Result<u8> {
         }
     };
     printer.await??;
-    let mut out = io::stdout().lock();
+    let mut out = stdout();
     match json {
         true => writeln!(out, "{}", serde_json::to_string(&report)?)?,
         false => writeln!(out, "{}", text::report(&report))?,
@@ -83,7 +83,7 @@ fn progress(pending: u64) -> anyhow::Result<Option<ProgressBar>> {
 
 fn print(delivery: &Delivery, json: bool, bar: Option<&ProgressBar>) -> anyhow::Result<()> {
     if json {
-        writeln!(io::stdout(), "{}", serde_json::to_string(delivery)?)?;
+        writeln!(stdout(), "{}", serde_json::to_string(delivery)?)?;
         return Ok(());
     }
     match bar {
@@ -91,10 +91,10 @@ fn print(delivery: &Delivery, json: bool, bar: Option<&ProgressBar>) -> anyhow::
         Some(bar) => {
             bar.inc(1);
             if delivery.outcome != outbox_host::Outcome::Delivered {
-                bar.suspend(|| writeln!(io::stdout(), "{}", text::delivery(delivery)))?;
+                bar.suspend(|| writeln!(stdout(), "{}", text::delivery(delivery)))?;
             }
         }
-        None => writeln!(io::stdout(), "{}", text::delivery(delivery))?,
+        None => writeln!(stdout(), "{}", text::delivery(delivery))?,
     }
     Ok(())
 }
