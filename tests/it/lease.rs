@@ -318,7 +318,7 @@ fn a_lease_that_may_not_be_read_counts_from_its_last_change() {
         for (changed, free) in [(30, false), (90, true)] {
             std::fs::write(&lease, "somebody else's").unwrap();
             crate::damage::age(&lease, Duration::from_secs(changed));
-            std::fs::set_permissions(&lease, PermissionsExt::from_mode(0)).unwrap();
+            std::fs::set_permissions(&lease, PermissionsExt::from_mode(0o000)).unwrap();
             let ended = plain(root, Clocks::default(), &server.url(), "replay").await;
             assert_eq!(ended.ok, free, "{ended:?}");
             assert!(free || ended.stderr.contains("another replays"), "{ended:?}");
