@@ -5,6 +5,8 @@ use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use std::io::Read;
+use std::time::Duration;
+use tokio::time::timeout;
 use wasmtime_wasi::p2::{DynInputStream, InputStream, Pollable, StreamError, StreamResult};
 
 /// The body of a write.
@@ -29,7 +31,8 @@ impl Body {
         Body(Kind::Reader(Box::new(reader)))
     }
 
-    /// An HTTP body, such as that of a request being served.
+    /// An HTTP body, such as that of a request being served. It may pause as long as a guest may stay in a host call
+    /// ([`Limits`](crate::Limits)).
     pub fn stream<B>(body: B) -> Body
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
@@ -76,12 +79,12 @@ impl Kind {
     }
 }
 
-/// The guest's view of a body that it reads.
-pub(crate) fn input_stream(kind: Kind) -> DynInputStream {
+/// The guest's view of a body that it reads, which may pause for so long.
+pub(crate) fn input_stream(kind: Kind, patience: Duration) -> DynInputStream {
     match kind {
         Kind::Bytes(bytes) => Box::new(Endable(wasmtime_wasi::p2::pipe::MemoryInputPipe::new(bytes))),
         Kind::Reader(reader) => Box::new(Endable(ReaderStream { reader })),
-        Kind::Stream(body) => Box::new(Endable(BodyStream { body, next: None })),
+        Kind::Stream(body) => Box::new(Endable(BodyStream { body, patience, next: None })),
     }
 }
 
@@ -142,6 +145,8 @@ impl Pollable for ReaderStream {
 /// An HTTP body as a stream.
 struct BodyStream {
     body: UnsyncBoxBody<Bytes, String>,
+    /// Beyond it, the guest would be taken for what stands still ([`crate::sandbox`]).
+    patience: Duration,
     /// What was received and not yet read.
     next: Option<Result<Bytes, StreamError>>,
 }
@@ -165,11 +170,14 @@ impl InputStream for BodyStream {
 impl Pollable for BodyStream {
     async fn ready(&mut self) {
         while self.next.is_none() {
-            self.next = match self.body.frame().await {
-                None => Some(Err(StreamError::Closed)),
-                Some(Err(e)) => Some(Err(StreamError::LastOperationFailed(wasmtime::format_err!("{e}")))),
+            let failed =
+                |why: String| Some(Err(StreamError::LastOperationFailed(wasmtime::format_err!("{why}"))));
+            self.next = match timeout(self.patience, self.body.frame()).await {
+                Err(_) => failed(format!("nothing more of it came for {:?}", self.patience)),
+                Ok(None) => Some(Err(StreamError::Closed)),
+                Ok(Some(Err(why))) => failed(why),
                 // Trailers and empty frames say nothing.
-                Some(Ok(frame)) => frame.into_data().ok().filter(|data| !data.is_empty()).map(Ok),
+                Ok(Some(Ok(frame))) => frame.into_data().ok().filter(|data| !data.is_empty()).map(Ok),
             };
         }
     }

@@ -179,7 +179,8 @@ impl Outbox {
 
     async fn enqueue_stream(&self, request: wit::Request, stream: Kind) -> Result<String, Error> {
         let call = async move |queue: &wit_queue::Guest, store: &mut wasmtime::Store<State>| {
-            let body = store.data_mut().table.push(body::input_stream(stream))?;
+            let body = body::input_stream(stream, store.data().deadline);
+            let body = store.data_mut().table.push(body)?;
             queue.call_enqueue(store, &request, body).await
         };
         self.0.queue.call_apart(job(call)).await
@@ -259,7 +260,8 @@ impl Outbox {
             Keep::Theirs => wit_queue::Keep::Theirs,
             Keep::Merged(body) => {
                 let merged = async move |queue: &wit_queue::Guest, store: &mut wasmtime::Store<State>| {
-                    let body = store.data_mut().table.push(body::input_stream(body.0))?;
+                    let body = body::input_stream(body.0, store.data().deadline);
+                    let body = store.data_mut().table.push(body)?;
                     queue.call_resolve_with(store, &name, body).await
                 };
                 let id = self.0.queue.call_apart(job(merged)).await?;

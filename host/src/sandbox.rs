@@ -37,7 +37,7 @@ const HANDLES: usize = 8192;
 pub struct Limits {
     /// Bytes of linear memory; 64 MiB.
     pub memory: usize,
-    /// How long a guest may go without a host call, or stay in one; 2 min. One that waits for a server makes
+    /// How long a guest may go without a host call, or stay in one, and a body may pause; 2 min. One that waits for a server makes
     /// a call every 5 s, so that less than 10 s stops healthy ones.
     pub deadline: Duration,
 }
@@ -55,6 +55,8 @@ pub(crate) struct State {
     pub(crate) table: ResourceTable,
     egress: Egress,
     limits: StoreLimits,
+    /// [`Limits::deadline`].
+    pub(crate) deadline: Duration,
     /// Counts host calls: a guest that makes some is alive.
     activity: Arc<AtomicU64>,
 }
@@ -83,7 +85,6 @@ pub(crate) struct Instance {
     pub(crate) wants_staging: bool,
     stderr: MemoryOutputPipe,
     activity: Arc<AtomicU64>,
-    limits: Limits,
     runtime: Runtime,
 }
 
@@ -118,6 +119,7 @@ impl Instance {
                 .table_elements(TABLE_ELEMENTS)
                 .instances(INSTANCES)
                 .build(),
+            deadline: limits.deadline,
             activity: activity.clone(),
         };
         let mut store = Store::new(&runtime.0.engine, state);
@@ -127,7 +129,7 @@ impl Instance {
         let starting = runtime.0.pre.instantiate_async(&mut store);
         let exports = within(runtime, &activity, limits.deadline, starting).await?.map_err(unusable)?;
         let runtime = runtime.clone();
-        Ok(Instance { store, exports, staged: 0, wants_staging: false, stderr, activity, limits, runtime })
+        Ok(Instance { store, exports, staged: 0, wants_staging: false, stderr, activity, runtime })
     }
 
     /// Notes writes that were queued. With `quick`, others come soon.
@@ -141,8 +143,9 @@ impl Instance {
         &mut self,
         call: impl AsyncFnOnce(&Outbox, &mut Store<State>) -> wasmtime::Result<T>,
     ) -> Result<T, Error> {
+        let deadline = self.store.data().deadline;
         let call = call(&self.exports, &mut self.store);
-        within(&self.runtime, &self.activity, self.limits.deadline, call).await?.map_err(|trap| {
+        within(&self.runtime, &self.activity, deadline, call).await?.map_err(|trap| {
             let said = self.stderr.contents();
             let said = String::from_utf8_lossy(&said);
             match said.trim() {

@@ -4,7 +4,7 @@ use crate::kit::{builder, open, path, replay, root, send, soon, tree};
 use crate::upstream::{Act, Checksum, Gate, Reply, ReservedPort, Seen, Upstream};
 use bytes::Bytes;
 use http_body::Frame;
-use outbox_host::{Body, Error, Health, Outbox, Outcome, Write};
+use outbox_host::{Body, Error, Health, Limits, Outbox, Outcome, Write};
 use std::io::Read;
 use std::path::Path;
 use std::pin::Pin;
@@ -377,6 +377,19 @@ impl Read for Trickle {
         buffer[..piece.len()].copy_from_slice(&piece);
         Ok(piece.len())
     }
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_go_on_is_named_as_what_stands_still() {
+    let root = root();
+    let limits = Limits { deadline: Duration::from_secs(1), ..Limits::default() };
+    let outbox = builder(root.path()).limits(limits).open().unwrap();
+    let (pieces, fed) = tokio::sync::mpsc::channel(1);
+    pieces.send(Bytes::from("begun")).await.unwrap();
+    let stalled = Body::stream(Fed(fed));
+    let refused = soon("the refusal", outbox.enqueue_write(Write::new("PUT", "/a"), stalled)).await;
+    assert!(matches!(&refused, Err(Error::BodyFailed(why)) if why.contains("for 1s")), "{refused:?}");
+    assert!(tree(root.path()).is_empty());
 }
 
 #[tokio::test]
