@@ -238,7 +238,8 @@ fn put(root: &Path, record: &Record, seen: bool) -> std::io::Result<Option<File>
     let _ = dir.remove(NEW);
     let mut file = dir.open(NEW, Access::New)?;
     let replace = || dir.rename(NEW, LEASE).map(|()| true);
-    let put = record.write(&mut file).and_then(|()| match seen {
+    // Before it has its name: a power failure would leave an empty one, which may be a stock host's.
+    let put = record.write(&mut file).and_then(|()| file.sync_data()).and_then(|()| match seen {
         true => replace(),
         false => match dir.link(NEW, LEASE) {
             Ok(()) => Ok(true),

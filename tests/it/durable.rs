@@ -41,10 +41,30 @@ fn the_next_edit_has_its_version_durably_before_the_delivered_one_leaves_the_que
     });
     let [first, second] = ["one", "two"]
         .map(|tag| cli.send(&["PUT", "/doc", "--header", &format!("X-N: {tag}"), "--base-etag", "\"v1\""]));
+    let Some(text) = traced_replay(&cli, &server) else { return };
+    let steps: Vec<&str> = text.lines().filter_map(|line| handing_on(line, &first, &second)).collect();
+    assert_eq!(
+        steps.get(..4).unwrap_or(&steps),
+        ["state synced", "state in place", "its directory synced", "delivered removed"],
+        "{text}"
+    );
+}
+
+#[test]
+fn a_lease_is_whole_on_disk_before_it_is_one() {
+    let (cli, server) = (Cli::new(), Upstream::start(|_| 204));
+    let Some(text) = traced_replay(&cli, &server) else { return };
+    let steps: Vec<&str> = text.lines().filter(|line| line.contains(".lease.new")).collect();
+    let [synced, linked] = steps[..] else { panic!("{text}") };
+    assert!(synced.contains("sync(") && linked.contains("link"), "{text}");
+}
+
+/// Syncs, links and renames of one `outbox replay`.
+fn traced_replay(cli: &Cli, server: &Upstream) -> Option<String> {
     let log = cli.root.path().join("strace.log");
     let mut command = Command::new("strace");
     command
-        .args(["-f", "-y", "-qq", "-e", "trace=fsync,fdatasync,rename,renameat,renameat2", "-o"])
+        .args(["-f", "-y", "-qq", "-e", "trace=fsync,fdatasync,link,linkat,rename,renameat,renameat2", "-o"])
         .arg(&log)
         .arg(env!("CARGO_BIN_EXE_outbox"))
         .args(["replay", "--upstream", &server.url()])
@@ -54,16 +74,10 @@ fn the_next_edit_has_its_version_durably_before_the_delivered_one_leaves_the_que
         .stdout(std::process::Stdio::null());
     let Ok(status) = command.status() else {
         eprintln!("skipped: strace is not installed");
-        return;
+        return None;
     };
     assert!(status.success());
-    let text = std::fs::read_to_string(&log).unwrap();
-    let steps: Vec<&str> = text.lines().filter_map(|line| handing_on(line, &first, &second)).collect();
-    assert_eq!(
-        steps.get(..4).unwrap_or(&steps),
-        ["state synced", "state in place", "its directory synced", "delivered removed"],
-        "{text}"
-    );
+    Some(std::fs::read_to_string(&log).unwrap())
 }
 
 /// Which step of handing a version on a system call is.
