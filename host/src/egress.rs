@@ -27,7 +27,7 @@ impl fmt::Debug for UpstreamUrl {
 
 /// Scheme, host and port: all that the guest may talk to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
+pub(crate) struct Origin {
     scheme: Scheme,
     host: String,
     port: u16,
@@ -40,7 +40,7 @@ pub(crate) fn no_upstream() -> Error {
 
 impl Origin {
     /// Reads an upstream's URL: http or https, a host, optionally a port and a path prefix.
-    pub fn of_upstream(url: &str) -> Result<Origin, Error> {
+    pub(crate) fn of_upstream(url: &str) -> Result<Origin, Error> {
         if url.is_empty() {
             return Err(no_upstream());
         }
@@ -81,7 +81,7 @@ impl Origin {
     }
 
     /// Whether requests go over TLS.
-    pub fn is_https(&self) -> bool {
+    pub(crate) fn is_https(&self) -> bool {
         self.scheme == Scheme::HTTPS
     }
 }

@@ -48,7 +48,6 @@ mod write;
 pub use body::Body;
 pub use builder::{Ambiguous, Builder, Durability, Order, Profile, Refused};
 pub use credential::Credential;
-pub use egress::Origin;
 pub use error::{Error, Measure};
 pub use model::{
     Counts, Delivery, Entry, Event, Finding, Health, Item, Outcome, Place, Reply, Report, Usage,

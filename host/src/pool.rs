@@ -3,7 +3,7 @@
 
 use crate::Error;
 use http::uri::{Authority, Scheme};
-use http::{Request, Response, Uri, Version};
+use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
@@ -140,8 +140,7 @@ impl Client {
 
     /// Sends a request. A connection that turns out to be closed is replaced only where none of the request
     /// had been sent.
-    pub(crate) async fn send(&self, mut request: Request<WasiBody>) -> Result<Response<Incoming>, HttpError> {
-        *request.version_mut() = Version::HTTP_11;
+    pub(crate) async fn send(&self, request: Request<WasiBody>) -> Result<Response<Incoming>, HttpError> {
         let to = request.uri().clone();
         let reply = self.http.request(request);
         let reply = match &self.carrier {
@@ -158,8 +157,6 @@ fn http(connector: Connector) -> legacy::Client<Connector, WasiBody> {
     legacy::Client::builder(TokioExecutor::new())
         .pool_idle_timeout(IDLE)
         .pool_timer(TokioTimer::new())
-        // The target's host is the origin's; over HTTP/1.1 the guest's Host header says the same.
-        .set_host(true)
         .build(connector)
 }
 

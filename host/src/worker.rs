@@ -7,16 +7,17 @@ use crate::Error;
 use crate::recipe::Recipe;
 use crate::sandbox::Instance;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 type Finished = Pin<Box<dyn Future<Output = Left>>>;
-type Job = Box<dyn FnOnce(Instance) -> Finished + Send>;
+/// Is given an instance, or why none could be had.
+type Job = Box<dyn FnOnce(Result<Instance, Error>) -> Finished + Send>;
 
 /// What a job leaves behind of its instance.
 enum Left {
-    /// Nothing: it trapped, or was abandoned.
+    /// Nothing: it trapped, or was abandoned, or there was none.
     Spent,
     /// An instance that knows what is needed again.
     Needed(Instance),
@@ -38,10 +39,7 @@ pub(crate) struct Worker {
     jobs: Mutex<Option<Jobs>>,
 }
 
-type Jobs = mpsc::UnboundedSender<(Job, Refuse)>;
-
-/// Tells the sender of a job that no instance could be had for it.
-type Refuse = Box<dyn FnOnce(Error) + Send>;
+type Jobs = mpsc::UnboundedSender<Job>;
 
 impl Worker {
     /// Without a thread yet.
@@ -55,7 +53,7 @@ impl Worker {
     }
 
     /// Hands a job to the thread that runs, or to a fresh one.
-    fn send(&self, mut job: (Job, Refuse)) -> Result<(), Error> {
+    fn send(&self, mut job: Job) -> Result<(), Error> {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = &*jobs {
             match running.send(job) {
@@ -115,36 +113,29 @@ impl Worker {
         F: AsyncFnOnce(&mut Instance) -> Result<T, Error> + Send + 'static,
     {
         let (answer, result) = oneshot::channel();
-        let answer = Arc::new(Mutex::new(Some(answer)));
-        let take = move |answer: &Mutex<Option<oneshot::Sender<_>>>| {
-            answer.lock().ok().and_then(|mut slot| slot.take())
-        };
-        let on_refusal = answer.clone();
-        let refuse = move |error: Error| {
-            if let Some(answer) = take(&on_refusal) {
-                let _ = answer.send(Err(error));
-            }
-        };
-        let run: Job = Box::new(move |mut instance| {
+        self.send(Box::new(move |instance| {
             Box::pin(async move {
-                let result = job(&mut instance).await;
-                let left = match &result {
-                    Err(Error::Trapped(_) | Error::Abandoned) => {
-                        drop(instance);
-                        Left::Spent
+                let (result, left) = match instance {
+                    Ok(mut instance) => {
+                        let result = job(&mut instance).await;
+                        let left = match &result {
+                            Err(Error::Trapped(_) | Error::Abandoned) => {
+                                drop(instance);
+                                Left::Spent
+                            }
+                            result if needed(result) => Left::Needed(instance),
+                            _ => Left::Idle(instance),
+                        };
+                        (result, left)
                     }
-                    result if needed(result) => Left::Needed(instance),
-                    _ => Left::Idle(instance),
+                    Err(error) => (Err(error), Left::Spent),
                 };
                 drop(held);
-                if let Some(answer) = take(&answer) {
-                    // Nobody waits any more: the caller was cancelled.
-                    let _ = answer.send(result);
-                }
+                // Nobody may wait any more: the caller was cancelled.
+                let _ = answer.send(result);
                 left
             })
-        });
-        self.send((run, Box::new(refuse)))?;
+        }))?;
         match result.await {
             Ok(result) => result,
             Err(_) => {
@@ -168,7 +159,7 @@ fn step_back() {
     }
 }
 
-async fn work(recipe: Recipe, mut inbox: mpsc::UnboundedReceiver<(Job, Refuse)>) {
+async fn work(recipe: Recipe, mut inbox: mpsc::UnboundedReceiver<Job>) {
     let mut instance: Option<Instance> = None;
     let mut needed = false;
     loop {
@@ -183,16 +174,10 @@ async fn work(recipe: Recipe, mut inbox: mpsc::UnboundedReceiver<(Job, Refuse)>)
                 }
             },
         };
-        let Some((job, refuse)) = next else { return };
+        let Some(job) = next else { return };
         let current = match instance.take() {
-            Some(current) => current,
-            None => match recipe.instance().await {
-                Ok(fresh) => fresh,
-                Err(error) => {
-                    refuse(error);
-                    continue;
-                }
-            },
+            Some(current) => Ok(current),
+            None => recipe.instance().await,
         };
         (instance, needed) = match job(current).await {
             Left::Spent => (None, false),

@@ -96,16 +96,11 @@ pub async fn rejected(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> 
 async fn set_aside(global: &Global, args: &OutputArgs, place: Place, none: &str) -> anyhow::Result<u8> {
     let items = of_place(&existing(global)?, place).await?;
     let mut out = io::stdout().lock();
-    if args.json {
-        writeln!(out, "{}", serde_json::to_string(&items)?)?;
-    } else if items.is_empty() {
-        writeln!(out, "{none}")?;
-    }
-    if !args.json {
-        match place {
-            Place::Conflict => text::conflicts(&mut out, items)?,
-            _ => items.iter().try_for_each(|item| text::item(&mut out, item))?,
-        }
+    match place {
+        _ if args.json => writeln!(out, "{}", serde_json::to_string(&items)?)?,
+        _ if items.is_empty() => writeln!(out, "{none}")?,
+        Place::Conflict => text::conflicts(&mut out, items)?,
+        _ => items.iter().try_for_each(|item| text::item(&mut out, item))?,
     }
     Ok(DONE)
 }
