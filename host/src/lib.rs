@@ -34,6 +34,7 @@ mod listing;
 mod model;
 mod outbox;
 mod pace;
+mod pass;
 mod pool;
 mod ready;
 mod recipe;
