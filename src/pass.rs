@@ -497,6 +497,8 @@ impl Pass {
             return self.close(Task { entry, turn, doing: Doing::Writing, started }, None, settled);
         }
         let exchange = draft.and_then(|draft| {
+            // What could not be taken out of the queue afterwards would be sent again and again.
+            self.queue.staging().map_err(|error| Failure::Unreadable(guest::describe(&error)))?;
             self.mark(&mut entry)?;
             draft.send()
         });

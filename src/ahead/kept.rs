@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Such entries.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    entries: BTreeMap<EntryId, Entry>,
+    /// Each with what it weighed when it came: what it inherits meanwhile may weigh something else.
+    entries: BTreeMap<EntryId, (Entry, usize)>,
     /// About how many bytes they take.
     pub(super) weight: usize,
     /// Those with a precondition.
@@ -22,13 +23,16 @@ impl Kept {
             let resource = Resource::of(&entry.meta.raw_uri);
             self.chained.entry(resource).or_default().insert(entry.id);
         }
-        self.weight += entry.meta.weight();
-        self.entries.insert(entry.id, entry);
+        let weight = entry.weight();
+        self.weight += weight;
+        if let Some((_, before)) = self.entries.insert(entry.id, (entry, weight)) {
+            self.weight -= before;
+        }
     }
 
     pub(super) fn take(&mut self, id: EntryId) -> Option<Entry> {
-        let entry = self.entries.remove(&id)?;
-        self.weight = self.weight.saturating_sub(entry.meta.weight());
+        let (entry, weight) = self.entries.remove(&id)?;
+        self.weight -= weight;
         let resource = Resource::of(&entry.meta.raw_uri);
         if let Some(ids) = self.chained.get_mut(&resource) {
             ids.remove(&id);
@@ -48,19 +52,22 @@ impl Kept {
     }
 
     pub(super) fn entry(&mut self, id: EntryId) -> Option<&mut Entry> {
-        self.entries.get_mut(&id)
+        self.entries.get_mut(&id).map(|(entry, _)| entry)
     }
 
     /// Those after an entry, in queue order.
     pub(super) fn after(&mut self, id: EntryId) -> impl Iterator<Item = &mut Entry> {
-        self.entries.range_mut(id..).filter(move |(later, _)| **later > id).map(|(_, entry)| entry)
+        self.entries.range_mut(id..).filter(move |(later, _)| **later > id).map(|(_, (entry, _))| entry)
     }
 
     /// The next edit of each base that continues this one, and those that have inherited what is gone with it.
     pub(super) fn continuing(&self, of: &Entry) -> Vec<EntryId> {
         let link = Link::of(of);
         let ids = self.chained.get(&Resource::of(&of.meta.raw_uri)).into_iter().flatten();
-        let later = ids.filter_map(|id| self.entries.get(id)).filter(|entry| link.continues(entry));
+        let later = ids
+            .filter_map(|id| self.entries.get(id))
+            .map(|(entry, _)| entry)
+            .filter(|entry| link.continues(entry));
         let (mut next, mut authors) = (Vec::new(), Vec::new());
         for entry in later {
             let author = Base::of(&entry.meta);

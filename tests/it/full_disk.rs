@@ -231,7 +231,10 @@ async fn fills_up(disk: Disk) {
     assert_refused(queue(&outbox, "/x", vec![1; 5_000], &mut sent).await, &disk, root, free);
     let ran = cli.run_with_stdin(&["send", "PUT", "/x", "--body", "-"], &[1; 5_000]);
     assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.lines().count()), (1, "", 1), "{ran:?}");
-    assert!(ran.stderr.contains("no space") && ran.stderr.contains("nothing was queued"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("no space") && ran.stderr.contains("nothing was queued or changed"),
+        "{ran:?}"
+    );
     assert_eq!((disk.free(), staged(root)), (free, vec![]));
     let pending: Vec<String> =
         outbox.pending(None, 10_000).await.unwrap().into_iter().map(|entry| entry.id).collect();
@@ -406,8 +409,8 @@ fn a_stock_hosts_loop_takes_a_lease_once_there_is_room_for_one() {
 }
 
 #[test]
-fn a_stock_host_sends_nothing_that_it_could_not_take_out_of_the_queue() {
-    in_namespace("a_stock_host_sends_nothing_that_it_could_not_take_out_of_the_queue", || {
+fn nothing_is_sent_that_could_not_be_taken_out_of_the_queue() {
+    in_namespace("nothing_is_sent_that_could_not_be_taken_out_of_the_queue", || {
         runtime().block_on(async {
             let disk = Disk::tmpfs(Scarce::Inodes);
             let root = TempDir::new_in(disk.at.path()).unwrap();
@@ -420,6 +423,8 @@ fn a_stock_host_sends_nothing_that_it_could_not_take_out_of_the_queue() {
             let env = [("OUTBOX_UPSTREAM", url.as_str())];
             let ended = run_plain(root.path(), clocks.clone(), &env, &["replay"]).await;
             assert!(!ended.ok && ended.stderr.contains("no space"), "{ended:?}");
+            let (report, _) = kit::replay(&kit::open(root.path(), &url)).await;
+            assert_eq!((report.deferred, report.remaining), (1, 1));
             assert_eq!(server.lines(), [""; 0]);
             disk.make_room();
             assert!(run_plain(root.path(), clocks, &env, &["replay"]).await.ok);
