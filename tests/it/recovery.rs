@@ -1,6 +1,8 @@
-//! How long a start and a tick take with a long queue: printed, not judged, because machines differ.
+//! A start and a tick with a long queue. How long they take is printed, not judged, because machines differ.
 
+use crate::cli::Cli;
 use crate::kit::{open, path, root};
+use crate::strace;
 use crate::upstream::{Reply, Upstream};
 use std::fs;
 use std::sync::{Arc, Mutex};
@@ -50,4 +52,29 @@ async fn a_hundred_thousand_entries_do_not_keep_the_first_request_waiting() {
     println!("a tick in an outage took {:.1} ms", started.elapsed().as_secs_f64() * 1e3);
     assert_eq!((report.held, report.remaining), (1, ENTRIES));
     assert_eq!(server.lines(), ["PUT /x/0", "PUT /x/0"]);
+}
+
+/// The host puts its lease there just before, so that a listing cannot tell whether something else came meanwhile.
+#[test]
+fn a_long_queue_is_listed_once_before_the_first_request() {
+    const ENTRIES: u64 = 60_000;
+    let cli = Cli::new();
+    let first = cli.send(&["PUT", "/x"]);
+    let sent = u64::from_str_radix(&first[..16], 16).unwrap();
+    // Only the first is looked at.
+    for n in 1..ENTRIES {
+        fs::create_dir(path(cli.root.path(), &format!("{:016x}-000000", sent + n))).unwrap();
+    }
+    let listed = |calls: &[String]| -> u64 {
+        let bytes = calls.iter().filter(|call| call.contains("getdents64"));
+        bytes.map(|call| call.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    };
+    let Some(once) = strace::calls(&cli, "getdents64", &["status"]) else { return };
+    let once = listed(&once);
+    let nobody = ["replay", "--upstream", "http://127.0.0.1:9"];
+    let calls = strace::calls(&cli, "getdents64,connect", &nobody).unwrap();
+    let asked = calls.iter().position(|call| call.contains("htons(9)")).unwrap();
+    let listed = listed(&calls[..asked]);
+    // A part of it before it was known to be long.
+    assert!(once < listed && listed < once * 7 / 4, "{listed} bytes of names, where a listing has {once}");
 }

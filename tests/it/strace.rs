@@ -27,6 +27,14 @@ pub fn with_failing_syncs(cli: &Cli, path: &Path, from: u32, args: &[&str]) -> O
     Some(Ran::from(command(cli, &options, args)?.output().unwrap()))
 }
 
+/// Runs a command and returns these calls of it, a line each, in order.
+pub fn calls(cli: &Cli, calls: &str, args: &[&str]) -> Option<Vec<String>> {
+    let (log, trace) = (tempfile::NamedTempFile::new().unwrap(), format!("trace={calls}"));
+    let options = ["-o", log.path().to_str().unwrap(), "-e", &trace];
+    command(cli, &options, args)?.output().unwrap();
+    Some(std::fs::read_to_string(log.path()).unwrap().lines().map(str::to_owned).collect())
+}
+
 /// Runs a command that is stopped after its first such call (of this path, where one is given), until something else
 /// was done.
 pub fn stopped_after(
