@@ -10,11 +10,12 @@ mod kept;
 
 use crate::Result;
 use crate::chain::Link;
+use crate::entry::Entry;
 use crate::id::EntryId;
 use crate::key::{Key, Keys};
 use crate::listing;
 use crate::precondition::Base;
-use crate::queue::{Entry, Queue};
+use crate::queue::Queue;
 use crate::unloadable::Unloadable;
 use crate::upstream::Upstream;
 use arrivals::Arrivals;

@@ -7,8 +7,8 @@
 //! An edit whose base differs from its predecessor's keeps it: its author had seen something else. But an
 //! edit without a base replaces whatever each of those after it had seen, so all of these continue it.
 
+use crate::entry::Entry;
 use crate::precondition::{Base, Validator};
-use crate::queue::Entry;
 use crate::{clock, id::EntryId};
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};

@@ -71,6 +71,14 @@ pub fn parse_http_date(text: &str) -> Option<SystemTime> {
     httpdate::parse_http_date(text.trim()).ok()
 }
 
+/// How long ago something was modified, by the wall clock; zero where that is in the future.
+pub fn age(modified: Option<wasi::clocks::wall_clock::Datetime>) -> Option<Duration> {
+    let modified = modified?;
+    let now = unix_nanos(SystemTime::now());
+    let then = modified.seconds.saturating_mul(1_000_000_000).saturating_add(modified.nanoseconds.into());
+    Some(Duration::from_nanos(now.saturating_sub(then)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ use crate::limits::{self, Limits};
 use crate::meta::Meta;
 use crate::queue::Queue;
 use crate::staged::Staged;
-use crate::{Error, Result, quarantine, request};
+use crate::{Error, Result, locate, request};
 use std::cell::{Cell, OnceCell};
 use std::time::SystemTime;
 use wasi::clocks::monotonic_clock;
@@ -337,7 +337,7 @@ fn next_id(queue: &Queue, boot: Option<&str>, now: SystemTime) -> Result<EntryId
                 newest = newest.max(Some(id));
             }
         })?;
-        newest = newest.max(quarantine::newest(queue)?);
+        newest = newest.max(locate::newest(queue)?);
         // That may have taken long. What others have noted meanwhile may stand in this one's place, and is not to be lost.
         newest = newest.max(noted(&notes(queue)?).max());
     }

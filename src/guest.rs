@@ -10,11 +10,13 @@ use crate::bindings::exports::zddc::outbox::replayer::{
 };
 use crate::bindings::types::{Entry, EntryId as WitId, Item, Measure, Request};
 use crate::config::Config;
+use crate::drop::drop_entry;
 use crate::enqueue::{Body, enqueue};
 use crate::id::EntryId;
+use crate::locate::locate;
 use crate::pass::Pass;
 use crate::queue::Queue;
-use crate::{Error, Result, command, limits, quarantine, verify};
+use crate::{Error, Result, command, inspect, limits, resolve, retry, verify};
 use std::cell::RefCell;
 use std::rc::Rc;
 use wasi::io::streams::InputStream;
@@ -96,33 +98,33 @@ impl QueueGuest for Guest {
     }
 
     fn quarantined(after: Option<String>, limit: u32) -> Result<Vec<Item>> {
-        with_queue(|_, queue| quarantine::page(queue, after.as_deref(), limit))
+        with_queue(|_, queue| inspect::page(queue, after.as_deref(), limit))
     }
 
     fn get(name: String) -> Result<Item> {
-        with_queue(|_, queue| Ok(quarantine::item(queue, &quarantine::locate(queue, &name)?)))
+        with_queue(|_, queue| Ok(inspect::item(queue, &locate(queue, &name)?)))
     }
 
     fn read_body(name: String) -> Result<InputStream> {
-        with_queue(|_, queue| quarantine::read_body(queue, &name))
+        with_queue(|_, queue| inspect::read_body(queue, &name))
     }
 
     fn resolve(name: String, keep: Keep) -> Result<Option<WitId>> {
-        with_queue(|config, queue| quarantine::resolve(config, queue, &name, keep))
+        with_queue(|config, queue| resolve::resolve(config, queue, &name, keep))
             .map(|id| id.map(|id| id.to_string()))
     }
 
     fn resolve_with(name: String, body: InputStream) -> Result<WitId> {
-        with_queue(|config, queue| quarantine::resolve_with(config, queue, &name, &body))
+        with_queue(|config, queue| resolve::resolve_with(config, queue, &name, &body))
             .map(|id| id.to_string())
     }
 
     fn retry(name: String) -> Result<()> {
-        with_queue(|_, queue| quarantine::retry(queue, &name))
+        with_queue(|_, queue| retry::retry(queue, &name))
     }
 
     fn drop(name: String) -> Result<()> {
-        with_queue(|_, queue| quarantine::drop_entry(queue, &name))
+        with_queue(|_, queue| drop_entry(queue, &name))
     }
 
     fn verify() -> Result<Vec<Finding>> {

@@ -1,6 +1,6 @@
 //! The header fields of a replayed request.
 
-use crate::queue::Entry;
+use crate::entry::Entry;
 
 /// Who is asking, where the author did not say.
 const USER_AGENT: &str = concat!("outbox/", env!("CARGO_PKG_VERSION"));

@@ -11,7 +11,9 @@
 //! | [`id`], [`meta`], [`state`] | an entry's name, what to send, what happened so far |
 //! | [`request`] | what may be queued |
 //! | [`dir`] | files and directories over `wasi:filesystem` |
-//! | [`queue`], [`listing`], [`unloadable`], [`quarantine`], [`response`], [`verify`] | the queue on disk and what is done to it |
+//! | [`queue`], [`listing`], [`sweep`] | the queue on disk |
+//! | [`entry`], [`unloadable`], [`quarantine`], [`response`] | reading an entry, and setting it aside |
+//! | [`locate`], [`inspect`], [`verify`], [`resolve`], [`retry`], [`mod@drop`] | what an operator sees of it and does to it |
 //! | [`enqueue`], [`batch`], [`staged`] | queueing one, several at once, and with half of the work done ahead |
 //! | [`limits`], [`lease`] | how much may be kept; who may replay where there is no lock |
 //! | [`upstream`], [`headers`], [`exchange`], [`failure`] | where requests go; what they say; one request and its reply, or why there is none |
@@ -32,17 +34,21 @@ pub mod clock;
 pub mod command;
 pub mod config;
 pub mod dir;
+pub mod drop;
 pub mod enqueue;
+pub mod entry;
 pub mod exchange;
 pub mod failure;
 pub mod guest;
 pub mod headers;
 pub mod id;
+pub mod inspect;
 pub mod key;
 pub mod layout;
 pub mod lease;
 pub mod limits;
 pub mod listing;
+pub mod locate;
 pub mod meta;
 pub mod outcome;
 pub mod pass;
@@ -51,10 +57,13 @@ pub mod quarantine;
 pub mod queue;
 pub mod removal;
 pub mod request;
+pub mod resolve;
 pub mod response;
+pub mod retry;
 pub mod schedule;
 pub mod staged;
 pub mod state;
+pub mod sweep;
 pub mod unloadable;
 pub mod upstream;
 pub mod verify;

@@ -19,7 +19,7 @@ use crate::id::EntryId;
 use crate::layout::{self, BODY, CORRUPT, MAX_RECORD, META, Name, REJECTED, STATE};
 use crate::meta::{Meta, Unusable};
 use crate::queue::Queue;
-use crate::{Error, Result, enqueue, quarantine};
+use crate::{Error, Result, enqueue, locate};
 use std::cell::Cell;
 use std::time::SystemTime;
 use wasi::clocks::monotonic_clock;
@@ -257,7 +257,7 @@ fn count_each(queue: &Queue, with_bytes: bool, mut each_pending: impl FnMut(Entr
         Name::Ours | Name::Foreign => {}
     })?;
     // Who gives out the next id need not list the same names once more.
-    enqueue::seen(newest.max(quarantine::newest(queue)?));
+    enqueue::seen(newest.max(locate::newest(queue)?));
     let mut add = |bytes| totals.bytes = totals.bytes.saturating_add(bytes);
     for (id, kind) in pending {
         add(pending_size(&queue.dir, id, kind));

@@ -3,9 +3,10 @@
 //! was acknowledged before the later was queued. Sent without it, the later one would overtake it.
 
 use crate::Result;
+use crate::clock;
 use crate::id::EntryId;
 use crate::layout::{self, Name};
-use crate::queue::{Queue, age};
+use crate::queue::Queue;
 use std::time::Duration;
 use wasi::clocks::monotonic_clock;
 use wasi::clocks::wall_clock::Datetime;
@@ -76,7 +77,7 @@ fn same(a: Datetime, b: Datetime) -> bool {
 /// Whether what changes now would show beside a change that was made then.
 fn is_past(changed: &Datetime) -> bool {
     let tick = if changed.nanoseconds == 0 { COARSE_TICK } else { TICK };
-    age(Some(*changed)).is_some_and(|age| age >= tick)
+    clock::age(Some(*changed)).is_some_and(|age| age >= tick)
 }
 
 /// When something last came or went; none where the host does not say.

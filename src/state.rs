@@ -7,6 +7,10 @@ use crate::{Error, clock};
 use serde::{Deserialize, Serialize};
 use std::time::SystemTime;
 
+/// What `last_error` ends with where somebody is asked whether a write that may have been applied is sent again.
+pub const AMBIGUOUS: &str =
+    "it may have been applied; 'outbox retry' sends it again, 'outbox drop' removes it";
+
 /// The record. Every key is optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
@@ -44,6 +48,11 @@ impl State {
     /// How many attempts reached the upstream.
     pub fn tries(&self) -> u32 {
         self.attempts.saturating_sub(self.unreached)
+    }
+
+    /// Whether somebody is being asked if it is to be sent again.
+    pub fn is_ambiguous(&self) -> bool {
+        self.in_flight && self.last_error.as_ref().is_some_and(|why| why.ends_with(AMBIGUOUS))
     }
 
     /// Reads the record.

@@ -3,12 +3,14 @@
 use crate::Result;
 use crate::bindings::exports::zddc::outbox::queue::Finding;
 use crate::dir::{DescriptorType, Dir, kind_name};
+use crate::entry::{Entry, digest_of};
 use crate::id::EntryId;
 use crate::layout::{
     self, BODY, CORRUPT, META, Name, OUTBOX_DIR, REASON, REJECTED, RESPONSE, STAGING, STATE, parse_aside,
 };
 use crate::quarantine;
-use crate::queue::{Entry, Queue, digest_of, is_abandoned};
+use crate::queue::Queue;
+use crate::sweep::is_abandoned;
 use crate::unloadable::Unloadable;
 
 /// What was found so far.

@@ -3,10 +3,11 @@
 
 use super::Ahead;
 use crate::enqueue;
+use crate::entry::Entry;
 use crate::id::EntryId;
 use crate::listing;
 use crate::meta::Meta;
-use crate::queue::{Entry, Queue};
+use crate::queue::Queue;
 use crate::unloadable::Unloadable;
 use wasi::clocks::monotonic_clock;
 

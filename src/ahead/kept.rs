@@ -1,9 +1,9 @@
 //! Entries that were read and are kept until they leave, with which edits there are of each resource.
 
 use crate::chain::{Link, Resource};
+use crate::entry::Entry;
 use crate::id::EntryId;
 use crate::precondition::Base;
-use crate::queue::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Such entries.

@@ -3,16 +3,13 @@
 use super::Pass;
 use super::settle::Settled;
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
+use crate::entry::Entry;
 use crate::failure::Failure;
 use crate::guest;
 use crate::id::EntryId;
 use crate::precondition::Validator;
-use crate::queue::Entry;
+use crate::state::AMBIGUOUS;
 use std::cell::Cell;
-
-/// What is said of a write that may have been applied.
-pub(super) const AMBIGUOUS: &str =
-    "it may have been applied; 'outbox retry' sends it again, 'outbox drop' removes it";
 
 thread_local! {
     /// The greatest id of a PUT that left without a note of that. No earlier one is left out by this instance, either.
@@ -20,9 +17,6 @@ thread_local! {
 }
 
 impl Pass {
-    /// [`AMBIGUOUS`], for who releases such a write.
-    pub(crate) const AMBIGUOUS: &str = AMBIGUOUS;
-
     /// Whether it is not known if this write was applied, and a repeat could apply it twice (RFC 9110 section
     /// 9.2.2), and somebody wants to be asked.
     pub(super) fn is_ambiguous(&self, entry: &Entry) -> bool {
@@ -36,10 +30,10 @@ impl Pass {
         if !self.is_ambiguous(entry) {
             return false;
         }
-        match &entry.state.last_error {
-            Some(why) if why.ends_with(AMBIGUOUS) => self.report.ambiguous += 1,
+        match entry.state.is_ambiguous() {
+            true => self.report.ambiguous += 1,
             // It was under way when the process died.
-            _ => {
+            false => {
                 entry.state.attempts = entry.state.attempts.saturating_add(1);
                 entry.state.last_error = Some(AMBIGUOUS.into());
                 let _ = self.queue.save_state(entry.id, &entry.state);

@@ -8,12 +8,12 @@
 use super::Pass;
 use super::settle::{Doing, Settled, Step};
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
+use crate::entry::Entry;
 use crate::exchange::{Content, Draft, Exchange, Reply, Request};
 use crate::failure::Failure;
 use crate::headers;
 use crate::outcome::{Verdict, verdict};
 use crate::precondition::Validator;
-use crate::queue::Entry;
 use crate::response::Current;
 use crate::unloadable::Unloadable;
 
