@@ -152,8 +152,8 @@ fn lease(config: &Config) -> Result<Option<Rc<Lease>>> {
     }
 }
 
-/// Takes the lease for which there was no space before.
-fn take_again(config: &Config, held: &mut Option<Rc<Lease>>) -> Result<()> {
+/// Takes the lease, at the first time or because there was no space for it before.
+fn take(config: &Config, held: &mut Option<Rc<Lease>>) -> Result<()> {
     if held.is_none() {
         *held = lease(config)?;
     }
@@ -200,12 +200,12 @@ const LOOK: Duration = Duration::from_secs(2);
 fn run() -> Result<()> {
     // A directory that is not there now will not be there later; other trouble may pass.
     let config = ready()?;
-    let mut held = lease(&config)?;
+    let mut held = None;
     let mut wake = true;
     let mut resume = None;
     loop {
         let noted = notes();
-        let done = take_again(&config, &mut held);
+        let done = take(&config, &mut held);
         let report = match done.and_then(|()| pass(wake, resume.take(), false, held.clone())) {
             Ok(report) => report,
             // Nothing that is set wrong in the environment gets better by waiting; and who has lost the lease has

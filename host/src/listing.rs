@@ -32,14 +32,12 @@ const MOST: usize = 16;
 type Item = Result<DirectoryEntry, ErrorCode>;
 
 /// A `directory-entry-stream`.
-struct Listing {
-    /// Until another thread goes on.
-    here: Option<Names>,
-    /// How many were read here.
-    given: usize,
-    /// What came from there, and where more comes from.
-    batch: std::vec::IntoIter<Item>,
-    elsewhere: Option<Receiver<Vec<Item>>>,
+enum Listing {
+    /// Read by who asks, with how many were read so far.
+    Here(Names, usize),
+    /// What came from another thread, and where more comes from.
+    Elsewhere(std::vec::IntoIter<Item>, Receiver<Vec<Item>>),
+    Ended,
 }
 
 /// The entries of a directory as the kernel gives them.
@@ -65,7 +63,7 @@ pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
                 Descriptor::File(_) => Err(ErrorCode::NotDirectory),
             };
             Ok((match opened {
-                Ok(dir) => Ok(table.push(Listing::of(Names(dir)))?),
+                Ok(dir) => Ok(table.push(Listing::Here(Names(dir), 0))?),
                 Err(code) => Err(code),
             },))
         },
@@ -80,42 +78,41 @@ pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     Ok(())
 }
 
-impl Listing {
-    fn of(names: Names) -> Listing {
-        Listing { here: Some(names), given: 0, batch: Vec::new().into_iter(), elsewhere: None }
-    }
-}
-
 impl Iterator for Listing {
     type Item = Item;
 
     fn next(&mut self) -> Option<Item> {
-        if self.given == LONG
-            && let Some(names) = self.here.take()
+        if let Listing::Here(_, LONG) = self
+            && let Listing::Here(names, given) = std::mem::replace(self, Listing::Ended)
         {
-            match read_elsewhere(names) {
-                Ok(batches) => self.elsewhere = Some(batches),
-                Err(names) => self.here = Some(names),
+            *self = match read_elsewhere(names) {
+                Ok(batches) => Listing::Elsewhere(Vec::new().into_iter(), batches),
+                Err(names) => Listing::Here(names, given),
+            };
+        }
+        let (batch, batches) = match self {
+            Listing::Here(names, given) => {
+                *given += 1;
+                return names.next();
+            }
+            Listing::Elsewhere(batch, batches) => (batch, batches),
+            Listing::Ended => return None,
+        };
+        if batch.len() == 0 {
+            match batches.recv() {
+                Ok(next) => *batch = next.into_iter(),
+                // It ended before it said so.
+                Err(_) => {
+                    *self = Listing::Ended;
+                    return Some(Err(ErrorCode::Io));
+                }
             }
         }
-        if let Some(names) = &mut self.here {
-            self.given += 1;
-            return names.next();
+        let item = batch.next();
+        if item.is_none() {
+            *self = Listing::Ended;
         }
-        loop {
-            match self.batch.next() {
-                Some(item) => return Some(item),
-                None => match self.elsewhere.as_ref()?.recv() {
-                    Ok(batch) if batch.is_empty() => self.elsewhere = None,
-                    Ok(batch) => self.batch = batch.into_iter(),
-                    // It ended before it said so.
-                    Err(_) => {
-                        self.elsewhere = None;
-                        return Some(Err(ErrorCode::Io));
-                    }
-                },
-            }
-        }
+        item
     }
 }
 
