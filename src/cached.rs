@@ -9,6 +9,7 @@ use crate::dir::{DescriptorType, Dir};
 use crate::id::EntryId;
 use crate::layout::OUTBOX_DIR;
 use crate::queue::Queue;
+use crate::unloadable::Unloadable;
 use percent_encoding::percent_decode_str;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -44,6 +45,8 @@ pub struct Cached {
     /// none.
     last_writes: HashMap<u64, EntryId>,
     seen: Option<EntryId>,
+    /// What was queued later could not all be read: then each file may be that of a later write.
+    unsure: bool,
     /// When the queue is looked through for them again.
     due: Option<Instant>,
 }
@@ -75,24 +78,35 @@ impl Cached {
             self.refresh(queue);
         }
         match self.last_writes.get(&self.hasher.hash_one(names)) {
-            Some(last) if *last > id => queue.dir.stat(&last.to_string()).is_ok(),
-            _ => false,
+            Some(last) if *last > id => !queue.is_gone(*last),
+            _ => self.unsure,
         }
     }
 
     fn refresh(&mut self, queue: &Queue) {
         let started = Instant::now();
-        let ids = queue.ids().unwrap_or_default();
-        self.last_writes.retain(|_, last| ids.binary_search(last).is_ok());
-        for later in ids {
+        let ids = queue.ids();
+        self.unsure = ids.is_err();
+        if let Ok(ids) = &ids {
+            self.last_writes.retain(|_, last| ids.binary_search(last).is_ok());
+        }
+        for later in ids.unwrap_or_default() {
             if self.seen.is_some_and(|seen| later <= seen) {
                 continue;
             }
             if self.last_writes.len() >= MOST {
                 break;
             }
+            let names = match queue.load(later) {
+                Ok(entry) => place(&entry.meta.raw_uri),
+                Err(Unloadable::Io(_) | Unloadable::InProgress) => {
+                    self.unsure = true;
+                    break;
+                }
+                Err(_) => None,
+            };
             self.seen = Some(later);
-            if let Some(names) = queue.load(later).ok().and_then(|entry| place(&entry.meta.raw_uri)) {
+            if let Some(names) = names {
                 self.last_writes.insert(self.hasher.hash_one(names.as_slice()), later);
             }
         }

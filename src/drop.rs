@@ -7,6 +7,7 @@ use crate::locate::locate;
 use crate::quarantine::sync_entry;
 use crate::queue::Queue;
 use crate::state::State;
+use crate::unloadable::Unloadable;
 use crate::{Error, Result};
 
 /// A pending entry that inherits a version from one that is dropped.
@@ -28,11 +29,21 @@ impl Heir {
 
 /// The edits that would have followed this pending one, and follow the one before it when it is dropped.
 fn heirs(queue: &Queue, id: EntryId) -> Result<Vec<Heir>> {
-    let Ok(entry) = queue.load(id) else { return Ok(Vec::new()) };
+    let entry = match queue.load(id) {
+        Ok(entry) => entry,
+        Err(Unloadable::Io(error)) => return Err(error),
+        // What it had inherited cannot be known, and is not for who wants it gone to wait for.
+        Err(_) => return Ok(Vec::new()),
+    };
     let Some(validator) = &entry.state.validator else { return Ok(Vec::new()) };
     let mut ahead = Ahead::list(queue)?;
     ahead.skip_to(id);
     let (ids, _) = ahead.successors(queue, &entry);
+    if ahead.has_unreadable() {
+        return Err(Error::Io(format!(
+            "what was queued after {id} cannot be read, and may be its next edit; try again"
+        )));
+    }
     let heir = |id| {
         let was = ahead.entry(id)?.state.clone();
         Some(Heir { id, now: State { validator: Some(validator.clone()), ..was.clone() }, was })

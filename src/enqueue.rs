@@ -10,7 +10,7 @@ use crate::id::EntryId;
 use crate::layout::{self, BODY, META, Name};
 use crate::limits::{self, Limits};
 use crate::meta::Meta;
-use crate::queue::Queue;
+use crate::queue::{Queue, but};
 use crate::staged::Staged;
 use crate::{Error, Result, locate, request};
 use std::cell::{Cell, OnceCell};
@@ -77,11 +77,16 @@ pub fn enqueue(config: &Config, queue: &Queue, request: &Request, body: Body<'_>
 /// queue, and the entry must then be whole.
 pub fn settle(queue: &Queue, published: impl IntoIterator<Item = Published>) -> Result<()> {
     let Err(error) = queue.sync_dir() else { return Ok(()) };
+    let mut stay = Vec::new();
     for Published { id, name } in published {
-        let _ = queue.dir.rename(&id.to_string(), queue.staging()?, &name);
+        if queue.dir.rename(&id.to_string(), queue.staging()?, &name).is_err() {
+            stay.push(id.to_string());
+        }
     }
     limits::forget();
-    Err(error)
+    let stays =
+        || format!("{} could not be taken back, and will be sent unless it is dropped", stay.join(", "));
+    Err(but(error, !stay.is_empty(), stays))
 }
 
 /// Stages a write and moves it into the queue.

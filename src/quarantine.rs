@@ -28,7 +28,7 @@ pub fn conflict(
 /// The same as the original does it: by its name alone.
 pub fn as_original(queue: &Queue, id: EntryId) -> Result<()> {
     let to = move_aside(&queue.dir, &id.to_string(), &queue.dir, &format!("{id}{CONFLICT}"))?;
-    queue.sync_dir().inspect_err(|_| put_back(queue, &queue.dir, &to, id))
+    queue.sync_dir().or_else(|error| put_back(&queue.dir, &to, queue, &id.to_string(), error))
 }
 
 /// Sets an entry aside that the server refused for good. On an error it is where it was.
@@ -59,9 +59,7 @@ pub fn corrupt(queue: &Queue, id: EntryId, reason: &str) -> Result<()> {
     sync_both(queue, &corrupt, &queue.dir)?;
     let moved = corrupt.open(&wrapper)?;
     queue.dir.rename(&name, &moved, FOUND)?;
-    sync_both(queue, &moved, &queue.dir).inspect_err(|_| {
-        let _ = moved.rename(FOUND, &queue.dir, &name);
-    })
+    sync_both(queue, &moved, &queue.dir).or_else(|error| put_back(&moved, FOUND, queue, &name, error))
 }
 
 /// What a damaged entry that is no directory is called in its place in `corrupt/`.
@@ -94,16 +92,19 @@ pub fn sync_entry(queue: &Queue, dir: &Dir, name: &str) -> Result<()> {
     }
 }
 
-/// Undoes [`move_aside`] after a failed sync: which of both places is durable is not known, and either is a right one,
-/// but here and now the entry is in one place, the one that the caller is told.
-fn put_back(queue: &Queue, from: &Dir, name: &str, id: EntryId) {
-    let _ = from.rename(name, &queue.dir, &id.to_string());
+/// Undoes a move after a failed sync: which of both places is durable is not known, and either is a right one, but here and
+/// now the entry is in one place, the one that the caller is told. If it stays where it was moved, it is there.
+fn put_back(from: &Dir, name: &str, queue: &Queue, id: &str, error: Error) -> Result<()> {
+    match from.rename(name, &queue.dir, id) {
+        Ok(()) => Err(error),
+        Err(_) => Ok(()),
+    }
 }
 
 fn aside(queue: &Queue, id: EntryId, place: &str) -> Result<()> {
     let to = queue.dir.open_or_create(place)?;
     let name = move_aside(&queue.dir, &id.to_string(), &to, &format!("{id}."))?;
-    sync_both(queue, &to, &queue.dir).inspect_err(|_| put_back(queue, &to, &name, id))
+    sync_both(queue, &to, &queue.dir).or_else(|error| put_back(&to, &name, queue, &id.to_string(), error))
 }
 
 /// Makes a move from one directory to another durable.

@@ -8,7 +8,8 @@ use crate::layout::{self, BODY, META, Name, STAGING, STATE};
 use crate::meta::to_json;
 use crate::staged::Ahead;
 use crate::state::State;
-use crate::{Error, Result};
+use crate::unloadable::Unloadable;
+use crate::{Error, Result, guest};
 use std::cell::{Cell, OnceCell};
 use std::time::SystemTime;
 use wasi::random::random::get_random_bytes;
@@ -88,31 +89,44 @@ impl Queue {
 
     /// The same wherever the entry is.
     pub fn replace_state(&self, dir: &Dir, path: &str, state: &State) -> Result<()> {
-        self.put_state(dir, path, state, || true).map(|_| ())
+        self.put_state(dir, path, state, || Ok(true)).map(|_| ())
     }
 
     /// The same for a pending entry, unless somebody else has changed it since it was this, or taken the entry; whether it
     /// was replaced.
     pub fn swap_state(&self, id: EntryId, was: &State, state: &State) -> Result<bool> {
-        let same = || self.load(id).is_ok_and(|now| now.state == *was);
-        self.put_state(&self.dir, &format!("{id}/{STATE}"), state, same)
+        let same = || match self.load(id) {
+            Ok(now) => Ok(now.state == *was),
+            Err(Unloadable::Io(error)) => Err(error),
+            Err(_) => Ok(false),
+        };
+        match self.put_state(&self.dir, &format!("{id}/{STATE}"), state, same) {
+            Err(_) if self.is_gone(id) => Ok(false),
+            put => put,
+        }
     }
 
-    fn put_state(&self, dir: &Dir, path: &str, state: &State, may: impl FnOnce() -> bool) -> Result<bool> {
+    fn put_state(
+        &self,
+        dir: &Dir,
+        path: &str,
+        state: &State,
+        may: impl FnOnce() -> Result<bool>,
+    ) -> Result<bool> {
         let staging = self.staging()?;
         // Under a name of its own: a pass and an operator may write the same entry's at once.
         let new = format!("{STATE}.{}", hex::encode(get_random_bytes(8)));
         let written = staging.write(&new, &to_json(state), self.sync);
         // As late as can be: writing takes the longest.
-        let put = written.and_then(|()| match may() {
-            true => staging.rename(&new, dir, path).map(|()| true),
+        let put = written.map_err(Error::from).and_then(|()| match may()? {
+            true => Ok(staging.rename(&new, dir, path).map(|()| true)?),
             false => Ok(false),
         });
         if !matches!(put, Ok(true)) {
             // Half a file helps nobody, least of all on a full disk.
             let _ = staging.unlink(&new);
         }
-        Ok(put?)
+        put
     }
 
     /// The same, durable when it returns.
@@ -163,8 +177,10 @@ impl Queue {
         if self.sync
             && let Err(fault) = from.sync()
         {
-            let _ = self.staging()?.rename(name, from, name);
-            return Err(fault.into());
+            let back = self.staging()?.rename(name, from, name);
+            return Err(but(fault.into(), back.is_err(), || {
+                format!("{name} is out of the queue all the same, and a power failure may bring it back")
+            }));
         }
         self.erase(name);
         Ok(())
@@ -219,5 +235,13 @@ impl Queue {
             }
         })?;
         Ok(())
+    }
+}
+
+/// An error after which what was done could not be undone, either: it says so, too.
+pub fn but(error: Error, done: bool, what: impl FnOnce() -> String) -> Error {
+    match done {
+        true => Error::Io(format!("{}; {}", guest::describe(&error), what())),
+        false => error,
     }
 }

@@ -6,7 +6,7 @@ use crate::id::EntryId;
 use crate::layout::{MAX_RECORD, RESPONSE, STATE};
 use crate::locate::locate;
 use crate::quarantine::{sync_both, sync_entry};
-use crate::queue::Queue;
+use crate::queue::{Queue, but};
 use crate::state::State;
 use crate::unloadable::Unloadable;
 use crate::{Error, Result};
@@ -20,6 +20,7 @@ fn release(queue: &Queue, id: EntryId, name: &str) -> Result<()> {
         let was = match queue.load(id) {
             Ok(entry) => entry.state,
             Err(Unloadable::Gone) => return Err(Error::NoSuchEntry(name.into())),
+            Err(Unloadable::Io(error)) => return Err(error),
             Err(_) => return Err(Error::WrongPlace(format!("{name} cannot be read"))),
         };
         let mut state = State { not_before: None, ..was.clone() };
@@ -69,7 +70,10 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
                 Some(place) => sync_both(queue, &queue.dir, place),
                 None => queue.sync_dir(),
             };
-            synced.inspect_err(|_| _ = queue.dir.rename(&id, dir, &at.name))?;
+            if let Err(error) = synced {
+                let back = queue.dir.rename(&id, dir, &at.name);
+                return Err(but(error, back.is_err(), || format!("{id} waits to be sent all the same")));
+            }
             // Not before: a conflict that is back in its place would have lost the server's version. A pass may have written
             // another one meanwhile.
             let path = format!("{id}/{RESPONSE}");

@@ -1,10 +1,13 @@
 //! The cached file that a delivery makes stale: removed when it should be, and nothing else ever is.
 
-use crate::kit::{OUTBOX_DIR, open, replay, root, send};
+use crate::cli::Cli;
+use crate::kit::{OUTBOX_DIR, open, path, replay, root, send};
+use crate::strace::{READ, with_failing};
 use crate::upstream::{Act, Reply, Upstream};
 use outbox_host::Outcome;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Makes a file, with the directories that it is in.
 fn plant(root: &Path, name: &str) -> PathBuf {
@@ -174,4 +177,20 @@ async fn no_link_leads_out_of_root_or_into_the_outbox() {
         assert_eq!(write(&root, "DELETE", uri, 204).await, Outcome::Delivered, "{uri}");
         assert!(outside.exists() && kept.exists(), "{uri}");
     }
+}
+
+#[test]
+fn a_file_stays_while_it_cannot_be_read_whether_a_later_write_to_it_waits() {
+    let cli = Cli::new();
+    let file = plant(cli.root.path(), "a");
+    let [_, later] = [(); 2].map(|()| cli.send(&["PUT", "/a"]));
+    let requests = AtomicUsize::new(0);
+    let server = Upstream::start(move |_| match requests.fetch_add(1, Ordering::Relaxed) {
+        0 => Reply::new(204).header("ETag", "\"v1\""),
+        _ => Reply::new(503),
+    });
+    let unreadable = path(cli.root.path(), &later).join("meta.json");
+    let replay = ["replay", "--upstream", &server.url()];
+    let Some(ran) = with_failing(&cli, &unreadable, &[(READ, 1)], &replay) else { return };
+    assert!(ran.stdout.contains("1 delivered") && file.exists(), "{ran:?}");
 }

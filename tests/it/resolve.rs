@@ -3,7 +3,7 @@
 use crate::cli::{Cli, Ran, parse};
 use crate::kit::{Base, builder, edit_meta, open, path, replay, root, send, send_on, set_aside, soon, tree};
 use crate::resources::{Names, Resources, now};
-use crate::strace::with_failing_syncs;
+use crate::strace::{READ, RENAME, SYNC, with_failing};
 use crate::upstream::{Act, Reply, Upstream};
 use outbox_host::{Body, Error, Keep, Limits, Outbox};
 use std::io::Read;
@@ -311,12 +311,61 @@ fn what_cannot_be_made_durable_is_not_done_and_that_is_said() {
         (&queue, 1, &["resolve", conflict, "--keep", "theirs"]),
         (&queue, 1, &["resolve", conflict, "--keep", "mine"]),
     ] {
-        let Some(ran) = with_failing_syncs(&cli, failing, from, args) else { return };
+        let Some(ran) = with_failing(&cli, failing, &[(SYNC, from)], args) else { return };
         assert!(ran.code == 1 && ran.stderr.contains("sync"), "{args:?}: {ran:?}");
         assert_eq!(cli.tree(), before, "{args:?}");
     }
     // Once the new entry is durable, the conflict stays beside it: twice rather than not at all.
-    let ran = with_failing_syncs(&cli, &queue, 2, &["resolve", conflict, "--keep", "mine"]).unwrap();
+    let ran = with_failing(&cli, &queue, &[(SYNC, 2)], &["resolve", conflict, "--keep", "mine"]).unwrap();
     assert!(ran.code == 1 && ran.stderr.contains("sync"), "{ran:?}");
     assert!(before.iter().all(|name| cli.tree().contains(name)), "{:?}", cli.tree());
+}
+
+#[test]
+fn where_nothing_can_be_undone_either_the_error_says_where_the_write_is() {
+    let cli = Cli::new();
+    let server = Upstream::start(|_| Act::from(422));
+    let pending = cli.send(&["PUT", "/pending"]);
+    let queue = path(cli.root.path(), "");
+    // The disk takes the first rename, and nothing after that.
+    let broken = [(SYNC, 1), (RENAME, 2)];
+    let Some(ran) = with_failing(&cli, &queue, &broken, &["drop", &pending]) else { return };
+    assert!(ran.code == 1 && ran.stderr.contains("is out of the queue all the same"), "{ran:?}");
+    assert!(!cli.tree().contains(&pending), "{:?}", cli.tree());
+
+    let ran = with_failing(&cli, &queue, &broken, &["send", "PUT", "/rejected"]).unwrap();
+    let rejected = cli.json(["list", "--json"])[0]["id"].as_str().unwrap().to_owned();
+    let said = format!("{rejected} could not be taken back, and will be sent");
+    assert!(ran.code == 1 && ran.stderr.contains(&said), "{ran:?}");
+
+    // A pass has no more to say of it than where it is.
+    let replay = ["replay", "--upstream", &server.url()];
+    let ran = with_failing(&cli, &queue, &broken, &replay).unwrap();
+    assert!(ran.stdout.contains("rejected") && !ran.stdout.contains("dropped"), "{ran:?}");
+    let aside = set_aside(cli.root.path(), "rejected", &rejected);
+    assert!(aside.exists());
+
+    let ran = with_failing(&cli, &queue, &broken, &["retry", &rejected]).unwrap();
+    assert!(ran.code == 1 && ran.stderr.contains("waits to be sent all the same"), "{ran:?}");
+    assert!(cli.tree().contains(&rejected), "{:?}", cli.tree());
+}
+
+#[test]
+fn nothing_is_dropped_while_it_cannot_be_read_what_inherits_from_it() {
+    let cli = Cli::new();
+    let [first, second] = ["one", "two"]
+        .map(|body| cli.send(&["PUT", "/h", "--base-etag", "\"v1\"", "--header", &format!("X-N: {body}")]));
+    let state = path(cli.root.path(), &first).join("state.json");
+    std::fs::write(&state, r#"{"attempts":0,"validator":{"etag":"\"v2\""}}"#).unwrap();
+    for failing in [
+        path(cli.root.path(), &first).join("meta.json"),
+        state,
+        path(cli.root.path(), &second).join("meta.json"),
+    ] {
+        let Some(ran) = with_failing(&cli, &failing, &[(READ, 1)], &["drop", &first]) else { return };
+        assert!(ran.code == 1 && cli.tree().contains(&first), "{failing:?}: {ran:?}");
+    }
+    cli.ok(["drop", &first]);
+    let kept = cli.json(["show", &second, "--json"]);
+    assert!(kept.to_string().contains("v2"), "{kept}");
 }

@@ -18,12 +18,18 @@ fn command(cli: &Cli, options: &[&str], args: &[&str]) -> Option<Command> {
     Some(cli.clean("strace", ["-f", "-qq"].iter().chain(options).chain(&traced).chain(args)))
 }
 
-/// Runs a command for which syncs of this path fail, from the `from`th on.
-pub fn with_failing_syncs(cli: &Cli, path: &Path, from: u32, args: &[&str]) -> Option<Ran> {
-    let inject = format!("inject=fsync,fdatasync:error=EIO:when={from}+");
+/// Calls that make something durable, that rename, and that read.
+pub const SYNC: &str = "fsync,fdatasync";
+pub const RENAME: &str = "rename,renameat,renameat2";
+pub const READ: &str = "read,readv,pread64,preadv,preadv2";
+
+/// Runs a command for which such calls with this path fail, each kind from the `from`th on.
+pub fn with_failing(cli: &Cli, path: &Path, calls: &[(&str, u32)], args: &[&str]) -> Option<Ran> {
     let path = path.canonicalize().unwrap();
-    let options = ["-o", "/dev/null", "-P", path.to_str().unwrap(), "-e", "trace=fsync,fdatasync"];
-    let options = [&options[..], &["-e", &inject]].concat();
+    let inject = |(calls, from): &(&str, u32)| format!("inject={calls}:error=EIO:when={from}+");
+    let injects: Vec<String> = calls.iter().map(inject).collect();
+    let mut options = vec!["-o", "/dev/null", "-P", path.to_str().unwrap()];
+    options.extend(injects.iter().flat_map(|inject| ["-e", inject]));
     Some(Ran::from(command(cli, &options, args)?.output().unwrap()))
 }
 
