@@ -184,7 +184,12 @@ impl Ahead {
         let next = next.filter(|next| {
             let whole = matches!(next.meta.method.as_str(), "PUT" | "DELETE");
             let undone = next.meta.method == "DELETE" && of.base() == Base::Absent;
-            let based = Base::of(&next.meta) == Base::Any || link.continues(next);
+            let based = match (Base::of(&next.meta), Base::of(&of.meta)) {
+                (Base::Any, _) => true,
+                // Who named a version has seen it, and not what this one replaces.
+                (_, Base::Any) => next.base() == of.base(),
+                _ => link.continues(next),
+            };
             let known = unread.is_none_or(|unread| next.id < unread);
             known && whole && !undone && based && next.meta.raw_uri == of.meta.raw_uri
         });

@@ -43,12 +43,12 @@ impl Link {
         Link { id: entry.id, author: Base::of(&entry.meta), sent: entry.base() }
     }
 
-    /// Whether `later` continues this edit: it has a precondition, and the same one.
+    /// Whether `later` continues this edit: it has a base, and the same one.
     pub fn continues(&self, later: &Entry) -> bool {
-        let sent = later.base();
+        let inherited = || self.sent != Base::Any && self.sent == later.base();
         later.id > self.id
-            && sent != Base::Any
-            && (self.author == Base::Any || self.is_of(&Base::of(&later.meta)) || self.sent == sent)
+            && later.is_based()
+            && (self.author == Base::Any || self.is_of(&Base::of(&later.meta)) || inherited())
     }
 
     /// Whether this is what its author had seen.

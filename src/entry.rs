@@ -40,6 +40,11 @@ impl Entry {
         self.state.validator.as_ref().map_or_else(|| Base::of(&self.meta), |validator| validator.base())
     }
 
+    /// Whether its author named a version, or it inherited one: then it may continue an earlier edit.
+    pub fn is_based(&self) -> bool {
+        Base::of(&self.meta) != Base::Any || self.base() != Base::Any
+    }
+
     /// Whether it adds something to its resource, whatever that is: a POST without a base.
     pub fn is_addition(&self) -> bool {
         self.meta.method == "POST" && self.base() == Base::Any

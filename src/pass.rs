@@ -2,7 +2,7 @@
 //! independent, and each reply is acted on. docs/semantics.md says what means what.
 //!
 //! - The first request of a pass goes alone. Only when the upstream has answered are others started: an
-//!   outage costs one request, whatever waits. After a pass that found the upstream away, the next one
+//!   outage costs one request, whatever waits (but for some that were tried in vain often). After a pass that found the upstream away, the next one
 //!   sends a probe, and looks at the queue only if that is answered.
 //! - An entry leaves the queue only after its outcome is known, and is on disk where it is kept.
 //! - Trouble with one entry's files concerns that entry only; the pass goes on.
@@ -70,6 +70,8 @@ pub struct Pass {
     probed: Option<EntryId>,
     /// The upstream has answered in this pass.
     answered: bool,
+    /// How many were tried before that whose failure says little about the upstream.
+    passed_over: u32,
     /// Nothing further is started.
     stopping: bool,
     /// Monotonic, in nanoseconds: nothing further is started after this.
@@ -153,6 +155,7 @@ impl Pass {
             probe,
             probed: None,
             answered: false,
+            passed_over: 0,
             stopping: false,
             ends_at: options.budget_ms.map(nanos),
             soonest: None,

@@ -13,13 +13,13 @@ pub(super) struct Kept {
     entries: BTreeMap<EntryId, (Entry, usize)>,
     /// About how many bytes they take.
     pub(super) weight: usize,
-    /// Those with a precondition.
+    /// Those that may continue an edit.
     chained: BTreeMap<Resource, BTreeSet<EntryId>>,
 }
 
 impl Kept {
     pub(super) fn put(&mut self, entry: Entry) {
-        if entry.base() != Base::Any {
+        if entry.is_based() {
             let resource = Resource::of(&entry.meta.raw_uri);
             self.chained.entry(resource).or_default().insert(entry.id);
         }

@@ -18,9 +18,9 @@ thread_local! {
 
 impl Pass {
     /// Whether it is not known if this write was applied, and a repeat could apply it twice (RFC 9110 section
-    /// 9.2.2), and somebody wants to be asked.
+    /// 9.2.2), and somebody wants to be asked. Once asked, he is waited for, also by who would not have asked.
     pub(super) fn is_ambiguous(&self, entry: &Entry) -> bool {
-        self.config.hold_ambiguous
+        (self.config.hold_ambiguous || entry.state.is_ambiguous())
             && entry.state.in_flight
             && matches!(entry.meta.method.as_str(), "POST" | "PATCH")
     }
@@ -81,8 +81,10 @@ impl Pass {
         report.remaining += added;
         // One that proves to be damaged replaces nothing.
         let next = next.filter(|next| queue.is_whole(next))?;
-        next.state.validator = Some(Validator::from_base(&entry.base()));
-        queue.save_state_durably(next.id, &next.state).ok()?;
+        if entry.is_based() {
+            next.state.validator = Some(Validator::from_base(&entry.base()));
+            queue.save_state_durably(next.id, &next.state).ok()?;
+        }
         let detail = format!("{} replaces it", next.id);
         Some(self.remove(entry, Outcome::Superseded, Some(detail)))
     }

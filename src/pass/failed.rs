@@ -12,7 +12,8 @@ use crate::{backoff, clock, guest, quarantine};
 use std::time::SystemTime;
 use wasi::random::random::get_random_u64;
 
-/// How often a request may get no reply, or 403, before it has to wait like one that is deferred.
+/// How often a request may be tried in vain before it is suspected itself: with no reply, or 403, it waits then like one that
+/// is deferred. So many of them may be passed over in a pass before another one is answered.
 const PATIENCE: u32 = 3;
 
 impl Pass {
@@ -35,7 +36,7 @@ impl Pass {
                 Settled::stays(Outcome::Ambiguous, format!("{why}; {AMBIGUOUS}"))
             }
             Failure::NoReply(why) => {
-                self.upstream_away(Health::Down, entry.id);
+                self.upstream_away_unless_suspect(entry);
                 let due = self.due_if_suspect(entry);
                 self.noted(entry, Outcome::Deferred, why, due, |_| {})
             }
@@ -134,6 +135,25 @@ impl Pass {
                 },
             ),
             Err(error) => Settled::stays(outcome, format!("{why}; not noted: {}", guest::describe(&error))),
+        }
+    }
+
+    /// No reply. One that was tried in vain so often says little about the upstream: as long as nothing else does, another
+    /// is asked.
+    fn upstream_away_unless_suspect(&mut self, entry: &Entry) {
+        let stopping = self.stopping;
+        self.upstream_away(Health::Down, entry.id);
+        if !self.answered && self.is_suspect(entry) && self.passed_over < PATIENCE {
+            self.passed_over += 1;
+            self.stopping = stopping;
+        }
+    }
+
+    /// Something was answered after all.
+    pub(super) fn upstream_is_there(&mut self) {
+        if self.passed_over > 0 && !self.config.original {
+            self.report.upstream = Health::Up;
+            self.report.resume.probe = None;
         }
     }
 

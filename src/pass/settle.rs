@@ -69,7 +69,10 @@ impl Pass {
     /// Acts on the end of an exchange.
     pub(super) fn settle(&mut self, mut task: Task, result: Result<Reply, Failure>) {
         let status = task.doing.status().or(result.as_ref().ok().map(|reply| reply.status));
-        self.answered |= result.is_ok();
+        if result.is_ok() && !self.answered {
+            self.answered = true;
+            self.upstream_is_there();
+        }
         let doing = std::mem::replace(&mut task.doing, Doing::Writing);
         // A question is asked only when it is known what the server did with the write.
         task.entry.state.in_flight &= matches!(doing, Doing::Writing);

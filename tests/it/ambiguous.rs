@@ -241,3 +241,20 @@ async fn a_retry_of_what_is_under_way_for_the_first_time_does_not_allow_a_repeat
     server.script(|_| 204);
     assert_eq!(cli.replay(&server.url(), &hold).2["delivered"], 1);
 }
+
+#[tokio::test]
+async fn what_somebody_was_asked_about_waits_for_him_also_in_a_replay_that_would_not_ask() {
+    let (root, server) = (root(), Upstream::start(|_| Act::Cut));
+    let id = {
+        let outbox = holding(root.path(), &server.url());
+        let id = send(&outbox, "POST", "/a", "x").await;
+        assert_eq!(replay(&outbox).await.0.ambiguous, 1);
+        id
+    };
+    server.script(|_| 204);
+    let outbox = open(root.path(), &server.url());
+    let (report, _) = replay(&outbox).await;
+    assert_eq!((report.ambiguous, report.delivered, report.remaining), (1, 0, 1));
+    outbox.retry(&id).await.unwrap();
+    assert_eq!(replay(&outbox).await.0.delivered, 1);
+}

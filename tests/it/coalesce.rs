@@ -3,7 +3,7 @@
 use crate::cli::Cli;
 use crate::kit::{Base, builder, path, replay, root, send_on, soon, tree};
 use crate::resources::{Resources, now};
-use crate::upstream::{Act, Upstream};
+use crate::upstream::{Act, Seen, Upstream};
 use outbox_host::{Delivery, Event, Order, Outbox, Outcome, Profile};
 use std::path::Path;
 
@@ -229,4 +229,43 @@ async fn a_stop_is_heard_while_writes_are_left_out() {
     let report = report.unwrap();
     assert!((1..399).contains(&report.superseded), "{report:?}");
     assert!(server.lines().is_empty());
+}
+
+/// Its author has seen a version, and not what somebody put in the place of the one that was written without looking.
+#[tokio::test]
+async fn a_put_without_a_base_is_not_left_out_for_one_with_a_base() {
+    for died_half_way in [false, true] {
+        let (root, resources, server) = doc();
+        let outbox = coalescing(root.path(), &server);
+        send_on(&outbox, &Base::Nothing, "PUT", "/doc", "one").await;
+        let second = send_on(&outbox, &v1(), "PUT", "/doc", "two").await;
+        if died_half_way {
+            // As an earlier build left it that was killed while it left the first out.
+            let state = path(root.path(), &second).join("state.json");
+            std::fs::write(state, r#"{"attempts":0,"validator":"unknown"}"#).unwrap();
+        }
+        let outbox = match died_half_way {
+            true => builder(root.path()).upstream(server.url()).open().unwrap(),
+            false => outbox,
+        };
+        // Somebody who has seen the first puts his own there before the second.
+        let comes = move |seen: &Seen| seen.header("idempotency-key") == Some(&second);
+        server.script(resources.script_with_a_rival("/doc", comes));
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!((report.delivered, report.conflicts, report.remaining), (1, 1, 0), "{deliveries:?}");
+        assert_eq!(resources.content("/doc").as_deref(), Some("somebody's"));
+    }
+}
+
+#[tokio::test]
+async fn what_inherits_a_base_is_not_left_out_for_one_with_another() {
+    let (root, resources, server) = doc();
+    let outbox = coalescing(root.path(), &server);
+    let stale = Base::Etag("\"v0\"".into());
+    for (base, body) in [(&stale, "one"), (&Base::Nothing, "two"), (&v1(), "three")] {
+        send_on(&outbox, base, "PUT", "/doc", body).await;
+    }
+    let (report, deliveries) = replay(&outbox).await;
+    assert_eq!((report.superseded, report.conflicts, report.remaining), (1, 2, 0), "{deliveries:?}");
+    assert_eq!(resources.content("/doc").as_deref(), Some("before"));
 }

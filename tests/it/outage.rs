@@ -1,6 +1,6 @@
 //! What a wake changes in an outage, and what it leaves alone.
 
-use crate::kit::{builder, open, replay, root, send, soon};
+use crate::kit::{builder, json, open, path, replay, root, send, soon};
 use crate::upstream::{Act, Gate, Reply, ReservedPort, Seen, Upstream};
 use outbox_host::{Event, Health, Outbox, Outcome};
 
@@ -147,4 +147,43 @@ async fn the_oldest_of_those_that_were_in_flight_is_tried_at_the_next_tick() {
     server.script(|_| Act::Cut);
     outbox.tick(&last).await.unwrap();
     assert_eq!(server.lines()[5..], ["PUT /1"]);
+}
+
+/// Whoever replays by a timer starts anew each time, and waits of an hour are over by then.
+#[tokio::test]
+async fn requests_that_the_server_cannot_bear_do_not_starve_the_others_of_a_timer_either() {
+    let root = root();
+    let server = Upstream::start(|seen| if seen.target == "/bad" { Act::Cut } else { 204.into() });
+    let mut ids = Vec::new();
+    for uri in ["/bad", "/good", "/fine"] {
+        ids.push(send(&open(root.path(), &server.url()), "PUT", uri, "x").await);
+    }
+    let state = path(root.path(), &ids[0]).join("state.json");
+    for attempt in 1..=4 {
+        let (report, deliveries) = replay(&open(root.path(), &server.url())).await;
+        let expected = match attempt {
+            1 | 2 => (0, 3, Health::Down),
+            3 => (2, 1, Health::Up),
+            _ => (0, 1, Health::Down),
+        };
+        let found = (report.delivered, report.remaining, report.upstream);
+        assert_eq!(found, expected, "{attempt}: {deliveries:?}");
+        let mut noted = json(&state);
+        noted.as_object_mut().unwrap().remove("not_before");
+        std::fs::write(&state, noted.to_string()).unwrap();
+    }
+    assert_eq!(server.lines(), ["PUT /bad", "PUT /bad", "PUT /bad", "PUT /good", "PUT /fine", "PUT /bad"]);
+}
+
+#[tokio::test]
+async fn where_all_were_tried_in_vain_often_a_pass_in_an_outage_costs_four_requests() {
+    let root = root();
+    let server = Upstream::start(|_| Act::Cut);
+    for n in 0..6 {
+        let id = send(&open(root.path(), &server.url()), "PUT", &format!("/{n}"), "x").await;
+        std::fs::write(path(root.path(), &id).join("state.json"), r#"{"attempts":2}"#).unwrap();
+    }
+    let (report, _) = replay(&open(root.path(), &server.url())).await;
+    assert_eq!((report.deferred, report.remaining, report.upstream), (4, 6, Health::Down));
+    assert_eq!(server.lines().len(), 4);
 }

@@ -388,19 +388,30 @@ fn one_at_a_time(facts: &Facts<'_>, wrong: &mut Vec<String>) {
     }
 }
 
-/// The first request of a pass goes alone; when it gets no answer, no other follows.
+/// The first request of a pass goes alone; when it gets no answer, no other follows, unless that write was tried in vain
+/// often before, which says little about the upstream. After three of those, none does.
 fn outage(facts: &Facts<'_>, wrong: &mut Vec<String>) {
     for (process, begun, ended) in &facts.world.ledger.passes {
         let during = |seen: &&Seen| seen.process == *process && (*begun..*ended).contains(&seen.at);
-        let mut requests = facts.world.peer.seen.iter().filter(during);
-        let (Some(first), Some(second)) = (requests.next(), requests.next()) else { continue };
-        // One that neither failed nor was answered was the client's own doing: the body turned out to be damaged, or
-        // could not be read.
-        if first.failed || first.answered.is_some_and(|at| at > second.at) {
-            wrong.push(format!(
-                "{} {} followed {} {}, which had no answer yet",
-                second.method, second.uri, first.method, first.uri
-            ));
+        let requests: Vec<&Seen> = facts.world.peer.seen.iter().filter(during).collect();
+        for (passed_over, pair) in requests.windows(2).enumerate() {
+            let (first, second) = (pair[0], pair[1]);
+            let tried = || {
+                let before = facts.world.peer.seen.iter().filter(|seen| seen.at <= first.at);
+                before.filter(|seen| seen.key == first.key).count()
+            };
+            if first.failed && passed_over < 3 && tried() >= 3 {
+                continue;
+            }
+            // One that neither failed nor was answered was the client's own doing: the body turned out to be damaged, or
+            // could not be read.
+            if first.failed || first.answered.is_some_and(|at| at > second.at) {
+                wrong.push(format!(
+                    "{} {} followed {} {}, which had no answer yet",
+                    second.method, second.uri, first.method, first.uri
+                ));
+            }
+            break;
         }
     }
 }
