@@ -9,7 +9,8 @@ use crate::cached::Cached;
 use crate::entry::Entry;
 use crate::exchange::Reply;
 use crate::precondition::{Base, Validator};
-use crate::{chain, clock, guest};
+use crate::response::Current;
+use crate::{chain, clock, guest, quarantine};
 use std::time::{Duration, SystemTime};
 
 impl Pass {
@@ -108,6 +109,15 @@ impl Pass {
     pub(super) fn pass_on(&mut self, entry: &Entry) {
         if let Some(validator) = entry.state.validator.clone() {
             self.hand_on(entry, &validator, None);
+        }
+    }
+
+    pub(super) fn conflict(&mut self, entry: &Entry, refusal: &Reply, current: &Current<'_>) -> Settled {
+        self.pass_on(entry);
+        let reason = current.sentence(&entry.base());
+        match quarantine::conflict(&self.queue, entry, refusal, current.reply(), &reason) {
+            Ok(()) => Settled::gone(Outcome::Conflict, Some(reason)),
+            Err(error) => self.deferred(entry, Outcome::Deferred, guest::describe(&error), None),
         }
     }
 

@@ -10,7 +10,6 @@ use crate::failure::Failure;
 use crate::id::EntryId;
 use crate::outcome::{Verdict, originals, verdict};
 use crate::quarantine;
-use crate::response::Current;
 use crate::{Result, guest};
 use wasi::clocks::monotonic_clock;
 
@@ -178,15 +177,6 @@ impl Pass {
         (!reply.headers.iter().any(has)).then(|| {
             format!("the server answered {} without {name}: {value}; is this a captive portal?", reply.status)
         })
-    }
-
-    pub(super) fn conflict(&mut self, entry: &Entry, refusal: &Reply, current: &Current<'_>) -> Settled {
-        self.pass_on(entry);
-        let reason = current.sentence(&entry.base());
-        match quarantine::conflict(&self.queue, entry, refusal, current.reply(), &reason) {
-            Ok(()) => Settled::gone(Outcome::Conflict, Some(reason)),
-            Err(error) => self.deferred(entry, Outcome::Deferred, guest::describe(&error), None),
-        }
     }
 
     pub(super) fn set_corrupt(&mut self, id: EntryId, reason: &str) -> Settled {
