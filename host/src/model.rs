@@ -343,17 +343,26 @@ pub struct Report {
     pub unprotected: u64,
     /// Entries that wait now.
     pub remaining: u64,
-    /// How the upstream was found; up where nothing had to be sent.
+    /// How the upstream was found; up where nothing had to be sent ([`Report::asked`]).
     pub upstream: Health,
     /// When the next pass is due, in milliseconds.
     pub next_delay_ms: u64,
+    /// The server answered some request.
+    #[serde(skip)]
+    pub(crate) answered: bool,
     /// What the next pass wants to know of this one.
     #[serde(skip)]
     pub(crate) resume: Resume,
 }
 
 impl Report {
-    /// Entries that were sent, whatever came of it.
+    /// Whether the pass has learnt how the upstream is. One that had nothing to send, or could not, says that it is up.
+    pub fn asked(&self) -> bool {
+        self.answered || self.upstream != Health::Up
+    }
+
+    /// Entries that were tried, whatever came of it. Some may not have been sent: they are held as ambiguous, or cannot be
+    /// read.
     pub fn sent(&self) -> u64 {
         self.delivered
             + self.conflicts
@@ -399,6 +408,8 @@ impl From<replayer::Report> for Report {
                 replayer::Health::Auth => Health::Auth,
             },
             next_delay_ms: r.next_delay_ms,
+            // The outcomes say it.
+            answered: false,
             resume: Resume {
                 outages: r.resume.outages,
                 probe: r.resume.probe,

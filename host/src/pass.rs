@@ -70,9 +70,7 @@ impl Inner {
         if let Ok(report) = &report {
             self.events.tell(|| Event::Pass(report.clone()));
             let mut known = self.known();
-            // A pass that had nothing to send has learnt nothing of the upstream.
-            let learnt = report.sent() > 0 || report.upstream != Health::Up;
-            if learnt && known.upstream != Some(report.upstream) {
+            if report.asked() && known.upstream != Some(report.upstream) {
                 known.upstream = Some(report.upstream);
                 self.events.tell(|| Event::Upstream(report.upstream));
             }
@@ -119,7 +117,7 @@ async fn pass(
     let pass = instance
         .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_start(store, &options).await)
         .await??;
-    let mut stopped = false;
+    let (mut stopped, mut answered) = (false, false);
     loop {
         if !stopped && ends.is_stopped() {
             stopped = true;
@@ -133,6 +131,7 @@ async fn pass(
             .guard(async |exports, store| exports.zddc_outbox_replayer().pass().call_next(store, pass).await);
         match next.await? {
             Ok(Some(event)) => {
+                answered |= event.status.is_some();
                 if leaves(event.outcome) {
                     gone();
                 }
@@ -151,7 +150,7 @@ async fn pass(
     release(instance, pass).await?;
     match ends.lock.lease.lost() {
         Some(leased) if stopped => Err(leased),
-        _ => Ok(report.into()),
+        _ => Ok(Report { answered, ..report.into() }),
     }
 }
 

@@ -59,6 +59,49 @@ fn a_pass_in_text_has_a_line_for_each_outcome_and_a_summary() {
 }
 
 #[test]
+fn a_pass_that_asked_nobody_does_not_say_that_the_upstream_is_up() {
+    // One that may have been applied, and one of a newer outbox.
+    for (held, outcome) in [(true, "ambiguous"), (false, "deferred")] {
+        let (cli, port) = (Cli::new(), ReservedPort::new());
+        let args = ["--upstream", &port.url(), "--ambiguous", "hold"];
+        let id = cli.send(&["POST", "/a"]);
+        match held {
+            true => {
+                std::fs::write(kit::path(cli.root.path(), &id).join("state.json"), r#"{"in_flight":true}"#)
+                    .unwrap()
+            }
+            false => kit::edit_meta(cli.root.path(), &id, |meta| meta["format"] = json!(2)),
+        }
+        let mut daemon = cli.daemon(args[1], &args[2..]);
+        daemon.wait_for(outcome);
+        let log = daemon.stop();
+        assert!(!log.iter().any(|line| line["message"] == "upstream is up"), "{log:#?}");
+        for _ in 0..2 {
+            let ran = cli.run(["replay"].iter().chain(&args));
+            let said = ran.stdout.lines().last().unwrap();
+            assert!(said.contains("1 remaining") && !said.contains("upstream"), "{ran:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_pass_leaves_to_somebody_is_told_with_the_command_that_shows_it() {
+    let cli = Cli::new();
+    let server = Upstream::start(answers);
+    for uri in ["/rejected", "/conflict"] {
+        cli.send(&["PUT", uri]);
+    }
+    for delivered in
+        ["0 delivered, 1 in conflict, 1 rejected, 0 remaining; upstream up", "0 delivered, 0 remaining"]
+    {
+        let ran = cli.run(["replay", "--upstream", &server.url()]);
+        let lines: Vec<&str> = ran.stdout.lines().rev().take(3).collect();
+        let kept = ["1 rejected kept: see 'outbox rejected'", "1 in conflict kept: see 'outbox conflicts'"];
+        assert_eq!((ran.code, lines), (4, vec![kept[0], kept[1], delivered]), "{ran:?}");
+    }
+}
+
+#[test]
 fn exit_codes_tell_scripts_what_is_left_to_do() {
     for (uris, args, code, left) in [
         (&[][..], &[][..], 0, 0),

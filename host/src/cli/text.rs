@@ -178,11 +178,14 @@ pub fn report(r: &Report) -> String {
     ];
     parts.extend(others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
     parts.push(format!("{} remaining", r.remaining));
-    let asked = match (r.sent(), r.remaining, r.upstream) {
-        (0, 0, Health::Up) => return parts.join(", "),
-        (0, _, Health::Up) => "nothing was due, see 'outbox list'".into(),
-        (_, _, Health::Auth) => "upstream wants other credentials (--bearer-file, --bearer-env)".into(),
-        (_, _, health) => format!("upstream {health}"),
+    let asked = match (r.asked(), r.sent(), r.remaining) {
+        (false, _, 0) => return parts.join(", "),
+        (false, 0, _) => "nothing was due, see 'outbox list'".into(),
+        (false, ..) => "see 'outbox list'".into(),
+        _ if r.upstream == Health::Auth => {
+            "upstream wants other credentials (--bearer-file, --bearer-env)".into()
+        }
+        _ => format!("upstream {}", r.upstream),
     };
     format!("{}; {asked}", parts.join(", "))
 }
