@@ -71,7 +71,7 @@ pub enum Error {
     Component(String),
     /// The sandbox stopped the component: a trap, a limit or a deadline. Nothing is lost by it.
     Trapped(String),
-    /// A request did not finish within the 10 s that it is given where a pass is stopped. It will be sent again.
+    /// A request did not finish within the 10 s that it is given where a pass is stopped. Its entry stays in the queue.
     Abandoned,
     /// The outbox was shut down.
     ShutDown,
@@ -121,7 +121,7 @@ impl fmt::Display for Error {
             Error::NotRunning => f.write_str("no outbox is replaying this root; start one with 'outbox run', or make one pass with 'outbox replay'"),
             Error::Component(why) => write!(f, "the component cannot be used: {why}"),
             Error::Trapped(why) => write!(f, "the component was stopped: {why}"),
-            Error::Abandoned => f.write_str("the request in flight did not finish within 10 s of the stop and was abandoned; it will be sent again, with the same Idempotency-Key"),
+            Error::Abandoned => f.write_str("the request in flight did not finish within 10 s of the stop and was abandoned; it stays in the queue (sent again, or held with --ambiguous hold)"),
             Error::ShutDown => f.write_str("the outbox was shut down"),
         }
     }

@@ -61,7 +61,7 @@ async fn a_request_that_does_not_end_after_a_stop_is_abandoned_before_another_ma
         Event::Failed(why) => Some(why),
         _ => None,
     });
-    assert!(failed.is_some_and(|why| why.contains("will be sent again")));
+    assert!(failed.is_some_and(|why| why.contains("stays in the queue")));
     // The first one is not delivered behind the second one's back.
     server.script(|_: &Seen| 204);
     assert_eq!(other.replay().await.unwrap().delivered, 1);

@@ -154,7 +154,7 @@ impl Stops {
         tokio::spawn(async move {
             let signal = self.next().await;
             // Nobody may be reading the log.
-            let log = move || warn!(signal, "ending at once; a request in flight will be sent again");
+            let log = move || warn!(signal, "ending at once; a request in flight stays in the queue");
             let _ = timeout(LOGGED, tokio::task::spawn_blocking(log)).await;
             std::process::exit(FAILED.into());
         });
