@@ -124,6 +124,58 @@ fn an_outbox_that_was_open_to_others_is_closed_to_them() {
 }
 
 #[test]
+fn an_outbox_that_is_made_is_told_of_once() {
+    let cli = Cli::new();
+    let mut said = Vec::new();
+    for _ in 0..2 {
+        let mut command = cli.command(["send", "PUT", "/x"]);
+        let output = command.env("OUTBOX_ROOT", "new").current_dir(cli.root.path()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        said.push(String::from_utf8(output.stderr).unwrap());
+    }
+    let made = cli.root.path().canonicalize().unwrap().join("new");
+    assert_eq!(said, [format!("made a new outbox in {}\n", made.display()), String::new()]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_done_is_not_done_again_because_it_cannot_be_printed() {
+    let cli = Cli::new();
+    let server = Upstream::start(crate::cli_replay::answers);
+    let conflict = cli.send(&["PUT", "/conflict", "--base-etag", "\"v1\""]);
+    cli.replay(&server.url(), &[]);
+    let [first, second] = ["/a", "/b"].map(|uri| cli.send(&["PUT", uri]));
+    for (args, done) in [
+        (&["send", "PUT", "/c"][..], 1),
+        (&["send", "PUT", "/d", "--json"], 1),
+        (&["resolve", &conflict, "--keep", "theirs"], 1),
+        (&["retry", &first, &second], 2),
+        (&["drop", &first, &second], 2),
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let ran = cli.command(args).stdout(full).output().unwrap();
+        let said = String::from_utf8(ran.stderr).unwrap();
+        assert_eq!((ran.status.code(), said.lines().count()), (Some(0), done), "{args:?}: {said}");
+        assert!(said.lines().all(|line| line.contains("; stdout cannot be written: ")), "{args:?}: {said}");
+        assert_eq!(said.starts_with("queued "), args[0] == "send", "{said}");
+    }
+    let left = cli.json(["list", "--json"]);
+    let left: Vec<_> = left.as_array().unwrap().iter().map(|entry| &entry["raw_uri"]).collect();
+    assert_eq!(left, ["/c", "/d"]);
+    cli.run(["conflicts"]).expect(0);
+}
+
+#[test]
+fn a_date_may_be_written_as_the_server_wrote_it() {
+    let cli = Cli::new();
+    for date in ["Wed, 01 May 2024 08:00:00 GMT", "Wednesday, 01-May-24 08:00:00 GMT"] {
+        let id = cli.send(&["PUT", "/x", "--base-mod-time", date]);
+        let meta = json(&path(cli.root.path(), &id).join("meta.json"));
+        assert_eq!(meta["base_mod_time"], "2024-05-01T08:00:00Z", "{date}");
+    }
+}
+
+#[test]
 fn the_root_is_outbox_data_here_unless_the_environment_or_the_option_names_another() {
     let cli = Cli::new();
     let here = cli.root.path().join("here");

@@ -1,7 +1,7 @@
 //! Commands that look at what is on disk and act on single entries.
 
 use super::args::{Global, KeepArg, LimitArgs, NamesArgs, OutputArgs, ResolveArgs, ShowArgs, StatusArgs};
-use super::{ATTENTION, DONE, FAILED, builder, code_of, existing, say_aside, stdout, text};
+use super::{ATTENTION, DONE, FAILED, builder, code_of, existing, say_aside, stdout, tell, text};
 use bytes::Bytes;
 use outbox_host::{Counts, Entry, Error, Item, Keep, Outbox, Place};
 use serde_json::json;
@@ -201,11 +201,13 @@ pub async fn resolve(global: &Global, args: ResolveArgs) -> anyhow::Result<u8> {
         KeepArg::Merged(path) => Keep::Merged(super::send::open(Some(&path), args.json)?),
     };
     let id = outbox.resolve(&args.name, keep).await?;
-    let mut out = stdout();
-    match (args.json, id) {
-        (true, id) => writeln!(out, "{}", json!({ "resolved": args.name, "id": id }))?,
-        (false, Some(id)) => writeln!(out, "queued again as {id}")?,
-        (false, None) => writeln!(out, "dropped {}", args.name)?,
+    let done = match &id {
+        Some(id) => format!("queued again as {id}"),
+        None => format!("dropped {}", args.name),
+    };
+    match args.json {
+        true => tell(&done, json!({ "resolved": args.name, "id": id })),
+        false => tell(&done, &done),
     }
     Ok(DONE)
 }
@@ -215,7 +217,7 @@ pub async fn retry(global: &Global, args: NamesArgs) -> anyhow::Result<u8> {
     let json = args.output.json;
     let mut code = DONE;
     for name in names(&outbox, args).await? {
-        code = code.max(say(&name, "due now", outbox.retry(&name).await, json)?);
+        code = code.max(say(&name, "due now", outbox.retry(&name).await, json));
     }
     Ok(code)
 }
@@ -225,7 +227,7 @@ pub async fn drop(global: &Global, args: NamesArgs) -> anyhow::Result<u8> {
     let json = args.output.json;
     let mut code = DONE;
     for name in names(&outbox, args).await? {
-        code = code.max(say(&name, "dropped", outbox.drop_entry(&name).await, json)?);
+        code = code.max(say(&name, "dropped", outbox.drop_entry(&name).await, json));
     }
     Ok(code)
 }
@@ -243,15 +245,17 @@ async fn names(outbox: &Outbox, args: NamesArgs) -> anyhow::Result<Vec<String>> 
 }
 
 /// One of several: a failure is told and does not keep the others from being done.
-fn say(name: &str, done: &str, result: Result<(), Error>, json: bool) -> io::Result<u8> {
-    match result {
-        Ok(()) if json => writeln!(stdout(), "{}", json!({ "name": name, "done": done })).map(|()| DONE),
-        Ok(()) => text::line(&mut stdout(), format_args!("{name}: {done}")).map(|()| DONE),
-        Err(error) => {
-            say_aside(format_args!("error: {error}"));
-            Ok(FAILED)
-        }
+fn say(name: &str, done: &str, result: Result<(), Error>, json: bool) -> u8 {
+    if let Err(error) = result {
+        say_aside(format_args!("error: {error}"));
+        return FAILED;
     }
+    let said = format!("{name}: {done}");
+    match json {
+        true => tell(&said, json!({ "name": name, "done": done })),
+        false => tell(&said, &said),
+    }
+    DONE
 }
 
 pub fn wake(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {

@@ -12,6 +12,7 @@ use args::{Cli, Command, Global};
 use clap::builder::Resettable;
 use clap::{CommandFactory, FromArgMatches};
 use outbox_host::{Builder, Counts, Error, Outbox, RuntimeOptions, default_cache_dir};
+use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
@@ -109,7 +110,7 @@ fn code_of(counts: &Counts) -> u8 {
 }
 
 /// Says something on stderr; where nobody reads that, the exit code says enough.
-fn say_aside(text: impl std::fmt::Display) {
+fn say_aside(text: impl Display) {
     // Some of it may come from a file that the component or another host wrote.
     text.to_string().lines().for_each(|line| _ = text::line(&mut io::stderr(), line));
 }
@@ -136,6 +137,15 @@ impl Write for Heedless {
 
 fn stdout() -> impl Write {
     Heedless(io::stdout())
+}
+
+/// Prints what was done. That it cannot be printed is said aside and is no failure: whoever took it for one would do it
+/// again.
+fn tell(done: &str, printed: impl Display) {
+    let mut out = stdout();
+    if let Err(error) = writeln!(out, "{printed}").and_then(|()| out.flush()) {
+        say_aside(format_args!("{done}; stdout cannot be written: {error}"));
+    }
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {

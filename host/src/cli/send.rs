@@ -1,12 +1,12 @@
 //! `outbox send`.
 
 use super::args::{Global, SendArgs};
-use super::{DONE, builder};
+use super::{DONE, builder, tell};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use outbox_host::{Body, Error, Write as QueuedWrite};
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 use std::path::Path;
 
 /// Below this, a body is written faster than a progress bar is read.
@@ -25,14 +25,14 @@ pub async fn send(global: &Global, args: SendArgs) -> anyhow::Result<u8> {
     };
     let outbox = args.storage.apply(builder(global)).open()?;
     let id = outbox.enqueue_write(write, body).await?;
-    let mut out = io::stdout().lock();
+    let queued = format!("queued {id}");
     if args.output.json {
         // It is queued. A daemon may have delivered it already: then the id is all there is to say.
         let entry = outbox.get(&id).await.ok().and_then(|item| item.entry);
         let entry = entry.map_or_else(|| Ok(serde_json::json!({ "id": id })), serde_json::to_value)?;
-        writeln!(out, "{entry}")?;
+        tell(&queued, entry);
     } else {
-        writeln!(out, "queued {id}")?;
+        tell(&queued, &queued);
     }
     Ok(DONE)
 }
