@@ -6,7 +6,7 @@ use crate::bindings::OutboxPre;
 use crate::pool::Pool;
 use crate::sandbox::State;
 use crate::watch::Watches;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use wasmtime::component::{Component, Linker};
@@ -62,14 +62,22 @@ impl Runtime {
     fn compile(bytes: &[u8], cache_dir: Option<&PathBuf>) -> wasmtime::Result<Runtime> {
         let mut config = Config::new();
         config.epoch_interruption(true);
-        if let Some(dir) = cache_dir {
-            let mut cache = CacheConfig::new();
-            cache.with_directory(dir);
-            // A cache that cannot be had costs time only.
-            config.cache(Cache::new(cache).ok());
-        }
+        let cache = cache_dir.and_then(|dir| match cache_in(dir) {
+            Ok(cache) => Some(cache),
+            // That costs time only.
+            Err(why) => {
+                warn_uncached(dir, &why);
+                None
+            }
+        });
+        config.cache(cache.clone());
         let engine = Engine::new(&config)?;
         let component = Component::new(&engine, bytes)?;
+        if let Some(cache) = cache.filter(|cache| cache.cache_misses() > 0)
+            && let Err(why) = tempfile::tempfile_in(cache.directory())
+        {
+            warn_uncached(cache.directory(), &why.into());
+        }
         let mut linker: Linker<State> = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
@@ -94,6 +102,20 @@ impl Runtime {
     }
 }
 
+/// wasmtime wants an absolute directory.
+fn cache_in(dir: &Path) -> wasmtime::Result<Cache> {
+    let mut config = CacheConfig::new();
+    config.with_directory(std::path::absolute(dir)?);
+    Cache::new(config)
+}
+
+fn warn_uncached(dir: &Path, why: &wasmtime::Error) {
+    tracing::warn!(
+        "compiled code cannot be kept in {}, so each start compiles: {why:#}; name another directory with OUTBOX_CACHE_DIR",
+        dir.display()
+    );
+}
+
 /// The directory for compiled code where the user has not named one: `$OUTBOX_CACHE_DIR`, else below the
 /// platform's cache directory. An empty `$OUTBOX_CACHE_DIR` means none.
 pub fn default_cache_dir() -> Option<PathBuf> {
@@ -108,7 +130,7 @@ pub fn default_cache_dir() -> Option<PathBuf> {
     } else {
         var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache")))
     };
-    // wasmtime wants an absolute directory.
+    // A relative one would be another one in each directory.
     platform.map(|dir| dir.join("outbox")).filter(|dir| dir.is_absolute())
 }
 

@@ -1,10 +1,11 @@
 //! Options of `run` and `replay` that are handed on to the outbox: what each of them changes.
 
-use crate::cli::Cli;
+use crate::cli::{Cli, Ran};
 use crate::kit;
 use crate::sandbox::Authority;
 use crate::upstream::{Act, Reply, Upstream};
 use serde_json::json;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -85,4 +86,45 @@ fn a_transfer_that_pauses_for_longer_than_it_may_is_cut() {
     let (outcomes, report) = replayed(&server, &["/a"], &["--idle-timeout", "0.5"]);
     assert_eq!((&outcomes[0]["outcome"], &report["upstream"]), (&json!("deferred"), &json!("down")));
     assert!((Duration::from_millis(500)..Duration::from_secs(40)).contains(&started.elapsed()));
+}
+
+/// Whether compiled code was put there.
+fn is_filled(dir: &Path) -> bool {
+    dir.read_dir().is_ok_and(|mut entries| entries.next().is_some())
+}
+
+#[test]
+fn compiled_code_is_kept_also_in_a_directory_with_a_relative_name() {
+    let cli = Cli::new();
+    cli.send(&["PUT", "/a"]);
+    let mut command = cli.command(["list"]);
+    let ran =
+        Ran::from(command.env("OUTBOX_CACHE_DIR", "compiled").current_dir(cli.root.path()).output().unwrap());
+    assert!(ran.expect(0).contains("/a"));
+    assert!(is_filled(&cli.root.path().join("compiled")));
+}
+
+#[test]
+fn that_compiled_code_cannot_be_kept_is_told_with_the_remedy() {
+    let cli = Cli::new();
+    cli.send(&["PUT", "/a"]);
+    let unusable = Some("/proc/compiled");
+    for named in [unusable, None, Some("")] {
+        let mut command = cli.command(["list"]);
+        match named {
+            Some(dir) => command.env("OUTBOX_CACHE_DIR", dir),
+            None => ["OUTBOX_CACHE_DIR", "HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"]
+                .into_iter()
+                .fold(&mut command, |command, name| command.env_remove(name)),
+        };
+        let ran = Ran::from(command.output().unwrap());
+        assert!(ran.code == 0 && ran.stdout.contains("/a"), "{ran:?}");
+        let said = ran.stderr.contains("WARN") && ran.stderr.contains("OUTBOX_CACHE_DIR");
+        assert_eq!(
+            (said, ran.stderr.lines().count()),
+            (named != Some(""), usize::from(said)),
+            "{named:?}: {ran:?}"
+        );
+        assert_eq!(ran.stderr.contains("/proc/compiled"), named == unusable, "{ran:?}");
+    }
 }

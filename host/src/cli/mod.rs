@@ -88,8 +88,13 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
 /// A builder with what every command shares.
 fn builder(global: &Global) -> Builder {
     let component = global.component.clone();
-    Outbox::builder(&global.root)
-        .runtime_options(RuntimeOptions { component, cache_dir: default_cache_dir() })
+    let cache_dir = default_cache_dir();
+    if cache_dir.is_none() && std::env::var_os("OUTBOX_CACHE_DIR").is_none() {
+        tracing::warn!(
+            "no directory for compiled code is known, so each start compiles; name one with OUTBOX_CACHE_DIR (empty for none)"
+        );
+    }
+    Outbox::builder(&global.root).runtime_options(RuntimeOptions { component, cache_dir })
 }
 
 /// The outbox of a command that is about what is there: it makes none, so that a directory misspelt does not look like an
