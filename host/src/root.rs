@@ -27,16 +27,18 @@ pub(crate) fn prepare(root: &Path, create: bool) -> Result<PathBuf, Error> {
     if fs::symlink_metadata(&outbox).is_ok_and(|found| !found.is_dir()) {
         return Err(refuse(format!("{OUTBOX_DIR} in it is not a directory")));
     }
-    if !create && !outbox.is_dir() {
-        return Err(refuse(
-            "there is no outbox in it; give its directory with --root or OUTBOX_ROOT, or queue something"
-                .into(),
-        ));
-    }
-    if create {
-        make(root, &outbox).map_err(|e| {
+    match (create, fs::metadata(&outbox)) {
+        (true, _) => make(root, &outbox).map_err(|e| {
             refuse(format!("it cannot be made or written to ({e}); give another with --root"))
-        })?;
+        })?,
+        (false, Ok(_)) => {}
+        (false, Err(e)) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Err(refuse(
+                "there is no outbox in it; give its directory with --root or OUTBOX_ROOT, or queue something"
+                    .into(),
+            ));
+        }
+        (false, Err(e)) => return Err(refuse(format!("it cannot be looked into ({e})"))),
     }
     #[cfg(unix)]
     Dir::of(root)

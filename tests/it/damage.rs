@@ -384,6 +384,26 @@ fn what_cannot_be_read_is_not_taken_for_missing() {
 }
 
 #[tokio::test]
+#[cfg(unix)]
+#[test]
+fn an_outbox_that_may_not_be_entered_is_not_taken_for_missing() {
+    use std::os::unix::fs::PermissionsExt;
+    let cli = Cli::new();
+    cli.send(&["PUT", "/a"]);
+    for denied in [cli.root.path().to_owned(), path(cli.root.path(), "")] {
+        let allow = |mode| fs::set_permissions(&denied, PermissionsExt::from_mode(mode)).unwrap();
+        for command in ["list", "status", "verify"] {
+            allow(0);
+            let ran = unprivileged(&cli, &[command]);
+            allow(0o700);
+            let Some(ran) = ran else { return };
+            assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{command}: {ran:?}");
+            let told = ran.stderr.to_lowercase().contains("permission denied");
+            assert!(told && !ran.stderr.contains("there is no outbox"), "{command}: {ran:?}");
+        }
+    }
+}
+
 async fn records_of_any_length_fit_in_memory() {
     let (root, server) = (root(), Upstream::start(|_| 204));
     let limits = Limits { memory: 8 * 1024 * 1024, ..Limits::default() };
