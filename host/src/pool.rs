@@ -10,7 +10,7 @@ use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -231,10 +231,7 @@ fn unconnected(error: &legacy::Error, to: &Uri) -> HttpError {
     for cause in causes(error) {
         text = cause.to_string();
         if let Some(rustls::Error::InvalidCertificate(why)) = cause.downcast_ref() {
-            tracing::warn!(
-                server,
-                "the server's certificate is not trusted: {why}; an authority besides the platform's is trusted with --ca"
-            );
+            tracing::warn!(server, "the server's certificate is not trusted: {}", untrusted(why));
             return HttpError::TlsCertificateError;
         }
         if text == "dns error" {
@@ -263,6 +260,26 @@ fn unconnected(error: &legacy::Error, to: &Uri) -> HttpError {
     match handshake && to.scheme() == Some(&Scheme::HTTPS) {
         true => HttpError::TlsProtocolError,
         false => HttpError::DestinationUnavailable,
+    }
+}
+
+/// Why a certificate is not trusted, with the remedy where it is the host's.
+fn untrusted(why: &CertificateError) -> String {
+    match why {
+        CertificateError::UnknownIssuer => {
+            format!("{why}; an authority besides the platform's is trusted with --ca")
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            format!("it has expired, or this machine's clock is wrong ({why})")
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            format!("it is not valid yet, or this machine's clock is wrong ({why})")
+        }
+        // What else there is comes in the checker's own words.
+        CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+            format!("it is an authority's own, and a server needs one that an authority made for it ({why})")
+        }
+        _ => why.to_string(),
     }
 }
 

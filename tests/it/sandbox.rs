@@ -100,16 +100,21 @@ fn why_a_certificate_is_not_trusted_is_told() {
     let ca = authority.file(cli.root.path());
     let ca = ["--ca", ca.to_str().unwrap()];
     let expired = |params: &mut CertificateParams| params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let is_authority =
+        |params: &mut CertificateParams| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let cases = [
         (authority.server("127.0.0.1", |_| {}), &[][..], "--ca"),
         (authority.server("example.org", |_| {}), &ca, "only valid for"),
-        (authority.server("127.0.0.1", expired), &ca, "expired"),
+        (authority.server("127.0.0.1", expired), &ca, "it has expired"),
+        (authority.server("127.0.0.1", is_authority), &ca, "an authority's own"),
     ];
     cli.send(&["PUT", "/a"]);
     for (server, args, wanted) in cases {
         let ran = cli.run(["replay", "--upstream", &server.url()].iter().chain(args));
         assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
         assert!(ran.stderr.contains(wanted) && ran.stderr.contains(&server.addr().to_string()), "{ran:?}");
+        // It would be of no use with the others.
+        assert_eq!(ran.stderr.contains("--ca"), wanted == "--ca", "{ran:?}");
     }
 }
 
