@@ -17,7 +17,8 @@ const MAX_DIGITS: u64 = 16;
 pub(crate) const WAKE: &str = ".wake";
 
 /// Makes ROOT and the outbox's directory where they are missing, unless that is not wanted. Bodies and headers are nobody else's
-/// business: the directory's mode is 0700. The path returned is absolute.
+/// business: the directory's mode is 0700. Who makes nothing leaves it as it is: it may be another's. The path returned is
+/// absolute.
 pub(crate) fn prepare(root: &Path, create: bool) -> Result<PathBuf, Error> {
     let refuse = |reason: String| Error::Root { path: root.into(), reason };
     if fs::metadata(root).is_ok_and(|found| !found.is_dir()) {
@@ -41,9 +42,11 @@ pub(crate) fn prepare(root: &Path, create: bool) -> Result<PathBuf, Error> {
         (false, Err(e)) => return Err(refuse(format!("it cannot be looked into ({e})"))),
     }
     #[cfg(unix)]
-    Dir::of(root)
-        .and_then(|dir| dir.restrict())
-        .map_err(|e| refuse(format!("{OUTBOX_DIR} in it cannot be made private ({e})")))?;
+    if create {
+        Dir::of(root)
+            .and_then(|dir| dir.restrict())
+            .map_err(|e| refuse(format!("{OUTBOX_DIR} in it cannot be made private ({e})")))?;
+    }
     fs::canonicalize(root).map_err(|e| refuse(e.to_string()))
 }
 

@@ -404,6 +404,46 @@ fn what_cannot_be_read_is_in_the_list_and_shown_with_the_reason() {
 }
 
 #[test]
+#[test]
+fn what_is_damaged_is_shown_with_the_reason() {
+    let cli = Cli::new();
+    assert!(!cli.ok(["drop", &cli.send(&["PUT", "/gone"])]).is_empty());
+    assert_eq!(cli.ok(["corrupt"]), "nothing is corrupt\n");
+    let ids = ["/a", "/b"].map(|uri| cli.send(&["PUT", uri]));
+    std::fs::write(path(cli.root.path(), &ids[0]).join("meta.json"), "torn").unwrap();
+    std::fs::write(path(cli.root.path(), &ids[1]).join("body.bin"), "longer").unwrap();
+    let ran = cli.run(["replay", "--upstream", &ReservedPort::new().url()]);
+    // Of the first, neither method nor path is known.
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert!(lines[0].starts_with(&format!("corrupt    {}: ", ids[0])), "{ran:?}");
+    assert!(lines[1].starts_with(&format!("corrupt    {}  PUT /b: ", ids[1])), "{ran:?}");
+    assert_eq!((ran.code, lines.last()), (4, Some(&"2 corrupt kept: see 'outbox corrupt'")), "{ran:?}");
+    let status = cli.run(["status"]);
+    assert!(status.stdout.contains("2  corrupt (see 'outbox corrupt')"), "{status:?}");
+    let shown = cli.ok(["corrupt"]);
+    assert!(ids.iter().all(|id| shown.contains(id)) && shown.contains("PUT /b"), "{shown}");
+    let items = cli.json(["corrupt", "--json"]);
+    for (item, id) in items.as_array().unwrap().iter().zip(&ids) {
+        assert!(item["name"].as_str().unwrap().starts_with(id) && item["reason"].is_string(), "{items}");
+    }
+    assert_eq!(items.as_array().unwrap().len(), 2);
+}
+
+#[cfg(unix)]
+#[test]
+fn who_looks_changes_no_mode() {
+    use std::os::unix::fs::PermissionsExt;
+    let cli = Cli::new();
+    cli.send(&["PUT", "/a"]);
+    let dir = path(cli.root.path(), "");
+    std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o750)).unwrap();
+    for (command, code) in [("list", 0), ("status", 3), ("verify", 0)] {
+        cli.run([command]).expect(code);
+        let mode = std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o750, "{command}");
+    }
+}
+
 fn retry_and_drop_say_what_they_did_also_in_json() {
     let (cli, [_, rejected, later]) = three_kinds();
     let said = cli.json(["retry", "--all", "--json"]);
