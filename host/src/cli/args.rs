@@ -42,7 +42,7 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Replay in the background: at the start, at ticks, and whenever something is queued
+    /// Keep running and replay: at the start, at ticks, and whenever something is queued
     #[command(after_help = "\
 Ends on Ctrl-C or SIGTERM, after the request in flight or 10 s. SIGHUP and 'outbox wake' make a pass at once.
 
