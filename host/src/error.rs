@@ -107,7 +107,7 @@ impl fmt::Display for Error {
                     make room: 'outbox replay' what waits, {room}, or raise the limit")
             }
             Error::BodyFailed(why) => write!(f, "the body cannot be read: {why}"),
-            Error::NoSuchEntry(name) => write!(f, "no entry is called {name:?}; 'outbox list', 'conflicts' and 'rejected' show what there is"),
+            Error::NoSuchEntry(name) => write!(f, "no entry is called {name:?}; 'outbox list', 'conflicts', 'rejected' and 'corrupt' show what there is"),
             Error::WrongPlace(why) | Error::NoValidator(why) | Error::Io(why) => f.write_str(why),
             Error::NoSpace => f.write_str("no space left on the outbox's device; nothing was queued or changed"),
             Error::Root { path, reason } => write!(f, "root {}: {reason}", path.display()),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "run",
     "replay",
     "send",
@@ -17,6 +17,7 @@ const COMMANDS: [&str; 15] = [
     "show",
     "conflicts",
     "rejected",
+    "corrupt",
     "resolve",
     "retry",
     "drop",
@@ -376,7 +377,7 @@ fn the_demo_tells_a_story_that_adds_up() {
 #[test]
 fn a_directory_without_an_outbox_is_no_outbox_in_which_all_is_well() {
     let cli = Cli::new();
-    for command in ["list", "status", "verify", "conflicts", "rejected", "wake"] {
+    for command in ["list", "status", "verify", "conflicts", "rejected", "corrupt", "wake"] {
         let ran = cli.run([command]);
         assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{command}: {ran:?}");
         for text in ["there is no outbox in it", "--root", "OUTBOX_ROOT"] {
@@ -403,7 +404,6 @@ fn what_cannot_be_read_is_in_the_list_and_shown_with_the_reason() {
     }
 }
 
-#[test]
 #[test]
 fn what_is_damaged_is_shown_with_the_reason() {
     let cli = Cli::new();
@@ -444,6 +444,7 @@ fn who_looks_changes_no_mode() {
     }
 }
 
+#[test]
 fn retry_and_drop_say_what_they_did_also_in_json() {
     let (cli, [_, rejected, later]) = three_kinds();
     let said = cli.json(["retry", "--all", "--json"]);

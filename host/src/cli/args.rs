@@ -76,6 +76,8 @@ Examples:
     Conflicts(OutputArgs),
     /// Print the writes that the server refused for good
     Rejected(OutputArgs),
+    /// Print what was found damaged and set aside
+    Corrupt(OutputArgs),
     /// End a conflict: queue your write on top of the server's version, or drop it
     #[command(after_help = "\
 Examples:

@@ -93,6 +93,10 @@ pub async fn rejected(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> 
     set_aside(global, args, Place::Rejected, "nothing was rejected").await
 }
 
+pub async fn corrupt(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
+    set_aside(global, args, Place::Corrupt, "nothing is corrupt").await
+}
+
 async fn set_aside(global: &Global, args: &OutputArgs, place: Place, none: &str) -> anyhow::Result<u8> {
     let items = of_place(&existing(global)?, place).await?;
     let mut out = io::stdout().lock();
@@ -147,11 +151,7 @@ pub async fn status(global: &Global, args: &StatusArgs) -> anyhow::Result<u8> {
     if let Some(n) = usage.map(|usage| usage.newer).filter(|n| *n > 0) {
         writeln!(out, "{n:>7}  of them written by a newer outbox, and left to it (see 'outbox verify')")?;
     }
-    for (n, what, how) in [
-        (c.conflicts, "in conflict", "conflicts"),
-        (c.rejected, "rejected", "rejected"),
-        (c.corrupt, "corrupt", "verify"),
-    ] {
+    for (n, what, how) in text::kept(c) {
         let hint = if n > 0 { format!(" (see 'outbox {how}')") } else { String::new() };
         writeln!(out, "{n:>7}  {what}{hint}")?;
     }

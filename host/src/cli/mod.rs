@@ -68,6 +68,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<u8> {
         Command::Show(args) => inspect::show(&global, args).await,
         Command::Conflicts(args) => inspect::conflicts(&global, &args).await,
         Command::Rejected(args) => inspect::rejected(&global, &args).await,
+        Command::Corrupt(args) => inspect::corrupt(&global, &args).await,
         Command::Status(args) => inspect::status(&global, &args).await,
         Command::Verify(args) => inspect::verify(&global, &args).await,
         Command::Resolve(args) => inspect::resolve(&global, args).await,

@@ -46,12 +46,18 @@ pub async fn replay(global: &Global, args: ReplayArgs) -> anyhow::Result<u8> {
         }
     };
     printer.await??;
+    let counts = outbox.count().await?;
     let mut out = stdout();
     match json {
         true => writeln!(out, "{}", serde_json::to_string(&report)?)?,
-        false => writeln!(out, "{}", text::report(&report))?,
+        false => {
+            writeln!(out, "{}", text::report(&report))?;
+            for (n, what, command) in text::kept(&counts).into_iter().filter(|(n, ..)| *n > 0) {
+                writeln!(out, "{n} {what} kept: see 'outbox {command}'")?;
+            }
+        }
     }
-    Ok(code_of(&outbox.count().await?))
+    Ok(code_of(&counts))
 }
 
 /// A pass that ends in good order on Ctrl-C: the requests in flight are awaited.

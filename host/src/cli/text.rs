@@ -1,6 +1,6 @@
 //! How things are written for people.
 
-use outbox_host::{Delivery, Entry, Health, Item, Outcome, Report};
+use outbox_host::{Counts, Delivery, Entry, Health, Item, Outcome, Report};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -160,6 +160,15 @@ pub fn delivery(d: &Delivery) -> String {
     let timing =
         if d.outcome == Outcome::Delivered { format!(" in {} ms", d.elapsed_ms) } else { String::new() };
     printable(format_args!("{:<10} {}  {} {}{status}{timing}{detail}", d.outcome, d.id, d.method, d.raw_uri))
+}
+
+/// What was set aside, in words, and the commands that show it.
+pub fn kept(counts: &Counts) -> [(u64, &'static str, &'static str); 3] {
+    [
+        (counts.conflicts, "in conflict", "conflicts"),
+        (counts.rejected, "rejected", "rejected"),
+        (counts.corrupt, "corrupt", "corrupt"),
+    ]
 }
 
 /// What a pass did, in a line.
