@@ -292,6 +292,7 @@ fn an_empty_variable_is_like_none() {
         "OUTBOX_CA",
     ];
     let root = cli.root.path().to_str().unwrap();
+    cli.send(&["PUT", "/x"]);
     for args in [&["send", "PUT", "/x"][..], &["replay", "--upstream", "http://127.0.0.1:9"]] {
         let mut command = cli.command(args.iter().chain(&["--root", root]));
         command.envs(names.map(|name| (name, "")));

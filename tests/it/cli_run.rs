@@ -53,6 +53,17 @@ async fn it_delivers_what_waited_and_what_others_queue_and_logs_each_outcome_onc
     );
 }
 
+#[test]
+fn the_log_names_the_root_so_that_it_is_found_from_elsewhere() {
+    let cli = Cli::new();
+    let here = cli.root.path().canonicalize().unwrap();
+    let mut command = cli.command(["run", "--log", "json", "--upstream", &ReservedPort::new().url()]);
+    command.env_remove("OUTBOX_ROOT").current_dir(&here);
+    let mut daemon = Daemon::spawn(command);
+    assert_eq!(daemon.wait_for("running")["root"], json!(here.join("outbox-data")));
+    daemon.stop();
+}
+
 #[tokio::test]
 async fn a_wake_or_a_hang_up_ends_the_pause_of_an_outage() {
     for by_signal in [true, false] {

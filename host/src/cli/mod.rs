@@ -14,6 +14,7 @@ use clap::{CommandFactory, FromArgMatches};
 use outbox_host::{Builder, Counts, Error, Outbox, RuntimeOptions, default_cache_dir};
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Done, and nothing is left to do.
@@ -102,6 +103,11 @@ fn builder(global: &Global) -> Builder {
 /// outbox in which all is well.
 fn existing(global: &Global) -> Result<Outbox, Error> {
     builder(global).create(false).open()
+}
+
+/// Where a root is, seen from anywhere.
+fn absolute(root: &Path) -> PathBuf {
+    std::fs::canonicalize(root).unwrap_or_else(|_| root.into())
 }
 
 /// What the state of an outbox means for the exit code.

@@ -1,7 +1,7 @@
 //! `outbox run`: the daemon. And what is the process's: its log and its signals.
 
 use super::args::{Global, LogFormat, LogLevel, RunArgs};
-use super::{DONE, FAILED, builder, text};
+use super::{DONE, FAILED, absolute, builder, text};
 use outbox_host::{Delivery, Event, Health, Outbox, Outcome};
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub async fn run(global: &Global, args: RunArgs) -> anyhow::Result<u8> {
     let events = outbox.subscribe();
     let waiting = outbox.count().await?.pending;
     outbox.start()?;
-    info!(root = %global.root.display(), upstream, waiting, "running");
+    info!(root = %absolute(&global.root).display(), upstream, waiting, "running");
     let (end, ended) = oneshot::channel();
     let log = tokio::spawn(log_events(events, ended));
     tokio::spawn(hang_ups.wake(outbox.clone()));

@@ -1,7 +1,7 @@
 //! `outbox send`.
 
 use super::args::{Global, SendArgs};
-use super::{DONE, builder, tell};
+use super::{DONE, absolute, builder, say_aside, tell};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use outbox_host::{Body, Error, Write as QueuedWrite};
@@ -23,8 +23,13 @@ pub async fn send(global: &Global, args: SendArgs) -> anyhow::Result<u8> {
         base_etag: args.base_etag,
         create: args.create,
     };
+    let is_new = !global.root.join(".zddc-outbox").exists();
     let outbox = args.storage.apply(builder(global)).open()?;
     let id = outbox.enqueue_write(write, body).await?;
+    if is_new {
+        // A root misspelt is seen here.
+        say_aside(format_args!("made a new outbox in {}", absolute(&global.root).display()));
+    }
     let queued = format!("queued {id}");
     if args.output.json {
         // It is queued. A daemon may have delivered it already: then the id is all there is to say.
