@@ -136,8 +136,9 @@ pub struct SendArgs {
     /// A further request header; may be given more than once
     #[arg(long = "header", value_name = "'Name: value'")]
     pub headers: Vec<String>,
-    /// The Last-Modified of the version that you changed; a newer one on the server is then a conflict
-    #[arg(long, value_name = "RFC3339")]
+    /// The Last-Modified of the version that you changed, as the server sent it or in RFC 3339; a newer one on the
+    /// server is then a conflict
+    #[arg(long, value_name = "TIME")]
     pub base_mod_time: Option<String>,
     /// The ETag of the version that you changed, with its quotes
     #[arg(long, value_name = "ETAG")]

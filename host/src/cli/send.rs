@@ -5,6 +5,7 @@ use super::{DONE, absolute, builder, say_aside, tell};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use outbox_host::{Body, Error, Write as QueuedWrite};
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::Path;
@@ -19,7 +20,7 @@ pub async fn send(global: &Global, args: SendArgs) -> anyhow::Result<u8> {
         uri: args.uri,
         content_type: args.content_type,
         headers: args.headers.iter().map(|text| header(text)).collect::<Result<_, _>>()?,
-        base_mod_time: args.base_mod_time,
+        base_mod_time: args.base_mod_time.map(mod_time),
         base_etag: args.base_etag,
         create: args.create,
     };
@@ -50,6 +51,16 @@ fn header(text: &str) -> Result<(String, String), Error> {
             value: text.into(),
             reason: "write it as 'Name: value'".into(),
         }),
+    }
+}
+
+/// An HTTP date, as Last-Modified has it, in RFC 3339. What is none goes as it is, to be judged there.
+fn mod_time(text: String) -> String {
+    let Ok(at) = httpdate::parse_http_date(&text) else { return text };
+    let mut spelt = String::new();
+    match write!(spelt, "{}", humantime::format_rfc3339_seconds(at)) {
+        Ok(()) => spelt,
+        Err(_) => text,
     }
 }
 
