@@ -51,8 +51,22 @@ impl From<Fault> for Error {
     fn from(fault: Fault) -> Error {
         match fault.code {
             ErrorCode::InsufficientSpace | ErrorCode::Quota => Error::NoSpace,
-            code => Error::Io(format!("{}: {}", fault.doing, code.name())),
+            code => Error::Io(format!("{}: {}", fault.doing, words(code))),
         }
+    }
+}
+
+/// What the commonest errors are called by people.
+fn words(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::Access => "permission denied",
+        ErrorCode::NotPermitted => "not permitted",
+        ErrorCode::NoEntry => "not found",
+        ErrorCode::Exist => "there already",
+        ErrorCode::Io => "read or write error",
+        ErrorCode::ReadOnly => "the file system is read-only",
+        ErrorCode::FileTooLarge => "too long",
+        _ => code.name(),
     }
 }
 

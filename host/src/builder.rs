@@ -331,7 +331,7 @@ impl Builder {
         }
         if let Some(field) = self.expect_header.as_ref().filter(|field| !is_field(field)) {
             let reason = "it is not of the form 'Name: value'; leave it out to expect none";
-            return Err(Error::invalid("expect_header", field, reason));
+            return Err(Error::invalid("--expect-header", field, reason));
         }
         Ok(())
     }

@@ -104,10 +104,10 @@ fn headers_of_the_connection_of_credentials_and_of_framing_are_refused() {
         ("content-length: 3", "framing"),
         ("Content-Range: bytes 0-1/2", "framing"),
         ("Expect: 100-continue", "framing"),
-        ("If-Match: *", "base"),
-        ("If-None-Match: *", "create"),
-        ("If-Unmodified-Since: Wed, 01 May 2024 08:00:00 GMT", "base"),
-        ("Content-Type: text/plain", "field of its own"),
+        ("If-Match: *", "--base-etag"),
+        ("If-None-Match: *", "--create"),
+        ("If-Unmodified-Since: Wed, 01 May 2024 08:00:00 GMT", "--base-mod-time"),
+        ("Content-Type: text/plain", "--content-type"),
         ("Idempotency-Key: 1", "replay sets it"),
     ] {
         let ran = cli.run(["send", "PUT", "/x", "--header", header]);
@@ -230,7 +230,7 @@ fn options_of_replay_and_run_that_cannot_be_used_are_named() {
         (&["--concurrency", "257"], &["--concurrency", "257"]),
         (&["--idle-timeout", "-1"], &["-1"]),
         (&["--idle-timeout", "never"], &["--idle-timeout", "never", "number of seconds"]),
-        (&["--expect-header", ""], &["expect_header", "Name: value"]),
+        (&["--expect-header", ""], &["--expect-header", "Name: value"]),
         (&["--rejected", "maybe"], &["--rejected", "maybe", "keep", "drop"]),
         (&["--auth", "keep"], &["--auth", "keep", "hold", "drop"]),
         (&["--frob"], &["--frob"]),

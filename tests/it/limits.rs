@@ -223,10 +223,10 @@ async fn what_can_never_work_is_refused_before_anything_is_made() {
         (|b| b.idle_timeout(Duration::ZERO), "idle_timeout", "0"),
         (|b| b.connect_timeout(LONG), "connect_timeout", "86400.001s"),
         (|b| b.idle_timeout(LONG), "idle_timeout", "86400.001s"),
-        (|b| b.expect_header(""), "expect_header", ""),
-        (|b| b.expect_header("X-Served-By"), "expect_header", "X-Served-By"),
-        (|b| b.expect_header("X Served: dav7"), "expect_header", "X Served: dav7"),
-        (|b| b.expect_header("X-Served-By: "), "expect_header", "X-Served-By: "),
+        (|b| b.expect_header(""), "--expect-header", ""),
+        (|b| b.expect_header("X-Served-By"), "--expect-header", "X-Served-By"),
+        (|b| b.expect_header("X Served: dav7"), "--expect-header", "X Served: dav7"),
+        (|b| b.expect_header("X-Served-By: "), "--expect-header", "X-Served-By: "),
         (|b| b.limits(Limits { deadline: Duration::ZERO, ..Limits::default() }), "deadline", "0"),
     ];
     for (set, name, given) in cases {
