@@ -38,7 +38,7 @@ pub async fn demo(global: &Global, args: DemoArgs) -> anyhow::Result<u8> {
     ];
     for (method, uri, body) in writes {
         let id = outbox.enqueue_write(QueuedWrite::new(method, uri), body.into()).await?;
-        writeln!(out, "   queued    {id}  {method} {uri}  {body:?}")?;
+        writeln!(out, "   queued     {id}  {method} {uri}  {body:?}")?;
     }
     pass(out, &outbox).await?;
 
@@ -56,16 +56,16 @@ pub async fn demo(global: &Global, args: DemoArgs) -> anyhow::Result<u8> {
     let edit =
         QueuedWrite { base_etag: Some("\"v2\"".into()), ..QueuedWrite::new("PUT", "/notes/monday.txt") };
     let id = outbox.enqueue_write(edit, "buy milk, bread and tea".into()).await?;
-    writeln!(out, "   queued    {id}  PUT /notes/monday.txt  \"buy milk, bread and tea\", based on \"v2\"")?;
+    writeln!(out, "   queued     {id}  PUT /notes/monday.txt  \"buy milk, bread and tea\", based on \"v2\"")?;
     server.write("/notes/monday.txt", "milk is sold out");
-    writeln!(out, "   elsewhere \"milk is sold out\" becomes \"v3\"")?;
+    writeln!(out, "   elsewhere  \"milk is sold out\" becomes \"v3\"")?;
     pass(out, &outbox).await?;
     writeln!(out, "\n   The other's version stands, and ours is kept, with the server's reply:\n")?;
     show_tree(out, &dir.path().join(".zddc-outbox"))?;
 
     writeln!(out, "\n4. Somebody decides, here with 'outbox resolve {id} --keep mine'.\n")?;
     let again = outbox.resolve(&id, Keep::Mine).await?.unwrap_or_default();
-    writeln!(out, "   queued    {again}  the same text, now based on \"v3\"")?;
+    writeln!(out, "   queued     {again}  the same text, now based on \"v3\"")?;
     pass(out, &outbox).await?;
     server.show(out)?;
 

@@ -159,7 +159,9 @@ pub fn delivery(d: &Delivery) -> String {
     let detail = d.detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
     let timing =
         if d.outcome == Outcome::Delivered { format!(" in {} ms", d.elapsed_ms) } else { String::new() };
-    printable(format_args!("{:<10} {}  {} {}{status}{timing}{detail}", d.outcome, d.id, d.method, d.raw_uri))
+    // Of what cannot be read, neither is known.
+    let request = if d.method.is_empty() { String::new() } else { format!("  {} {}", d.method, d.raw_uri) };
+    printable(format_args!("{:<10} {}{request}{status}{timing}{detail}", d.outcome, d.id))
 }
 
 /// What was set aside, in words, and the commands that show it.
