@@ -30,7 +30,7 @@ pub struct Entry {
     pub body_len: Option<u64>,
     /// The body's digest: two bodies of one digest are the same. None in entries of the original.
     pub body_digest: Option<String>,
-    /// Attempts without a final answer.
+    /// Attempts that ended without a final answer.
     pub attempts: u32,
     /// Not to be sent before: RFC 3339, UTC.
     pub not_before: Option<String>,
