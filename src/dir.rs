@@ -5,6 +5,7 @@
 //! Paths are relative to a directory and are never followed through a link in their last component.
 
 use crate::Error;
+use std::fmt;
 use wasi::filesystem::preopens::get_directories;
 use wasi::filesystem::types::{Descriptor, DescriptorFlags, OpenFlags, PathFlags};
 
@@ -47,11 +48,17 @@ impl Fault {
     }
 }
 
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.doing, words(self.code))
+    }
+}
+
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Error {
         match fault.code {
             ErrorCode::InsufficientSpace | ErrorCode::Quota => Error::NoSpace,
-            code => Error::Io(format!("{}: {}", fault.doing, words(code))),
+            _ => Error::Io(fault.to_string()),
         }
     }
 }

@@ -25,7 +25,7 @@ const REFUSED: [(&str, &str); 26] = {
         "credentials are never put on disk; give them to the host (--bearer-env, --bearer-file)";
     const CONNECTION: &str = "it belongs to one connection, not to the request (RFC 9110 section 7.6.1)";
     const FRAMING: &str = "it describes the message's framing or target, which the replay decides";
-    const PRECONDITION: &str = "the replay sets preconditions; give the base-etag, the base-mod-time or create (--base-etag, --base-mod-time, --create)";
+    const PRECONDITION: &str = "the replay sets preconditions; give base-etag, base-mod-time or create";
     const OWN: &str = "the replay sets it itself";
     [
         ("authorization", CREDENTIAL),
@@ -50,7 +50,7 @@ const REFUSED: [(&str, &str); 26] = {
         ("if-modified-since", PRECONDITION),
         ("if-unmodified-since", PRECONDITION),
         ("if-range", PRECONDITION),
-        ("content-type", "give it as the content-type (--content-type)"),
+        ("content-type", "it is no further header; give it as content-type"),
         ("idempotency-key", OWN),
         ("date", OWN),
         ("set-cookie", "it is a response's"),

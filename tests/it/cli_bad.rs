@@ -104,10 +104,10 @@ fn headers_of_the_connection_of_credentials_and_of_framing_are_refused() {
         ("content-length: 3", "framing"),
         ("Content-Range: bytes 0-1/2", "framing"),
         ("Expect: 100-continue", "framing"),
-        ("If-Match: *", "--base-etag"),
-        ("If-None-Match: *", "--create"),
-        ("If-Unmodified-Since: Wed, 01 May 2024 08:00:00 GMT", "--base-mod-time"),
-        ("Content-Type: text/plain", "--content-type"),
+        ("If-Match: *", "base-etag"),
+        ("If-None-Match: *", "or create"),
+        ("If-Unmodified-Since: Wed, 01 May 2024 08:00:00 GMT", "base-mod-time"),
+        ("Content-Type: text/plain", "give it as content-type"),
         ("Idempotency-Key: 1", "replay sets it"),
     ] {
         let ran = cli.run(["send", "PUT", "/x", "--header", header]);
