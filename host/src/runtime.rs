@@ -66,17 +66,18 @@ impl Runtime {
             Ok(cache) => Some(cache),
             // That costs time only.
             Err(why) => {
-                warn_uncached(dir, &why);
+                warn_uncached(dir, &format!("{why:#}"));
                 None
             }
         });
         config.cache(cache.clone());
         let engine = Engine::new(&config)?;
         let component = Component::new(&engine, bytes)?;
-        if let Some(cache) = cache.filter(|cache| cache.cache_misses() > 0)
-            && let Err(why) = tempfile::tempfile_in(cache.directory())
-        {
-            warn_uncached(cache.directory(), &why.into());
+        // What was neither found nor put there is not counted. Why, only a debug log says.
+        if let Some(cache) = cache.filter(|cache| cache.cache_hits() + cache.cache_misses() == 0) {
+            let probed = tempfile::tempfile_in(cache.directory());
+            let why = probed.err().map_or("nothing can be written there".into(), |error| error.to_string());
+            warn_uncached(cache.directory(), &why);
         }
         let mut linker: Linker<State> = Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
@@ -109,9 +110,9 @@ fn cache_in(dir: &Path) -> wasmtime::Result<Cache> {
     Cache::new(config)
 }
 
-fn warn_uncached(dir: &Path, why: &wasmtime::Error) {
+fn warn_uncached(dir: &Path, why: &str) {
     tracing::warn!(
-        "compiled code cannot be kept in {}, so each start compiles: {why:#}; name another directory with OUTBOX_CACHE_DIR",
+        "compiled code cannot be kept in {}, so each start compiles: {why}; name another directory with OUTBOX_CACHE_DIR",
         dir.display()
     );
 }
