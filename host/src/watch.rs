@@ -7,6 +7,7 @@ use notify::event::{CreateKind, Event, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -43,7 +44,13 @@ impl Watches {
         };
         // Before the first event can come.
         lock(&wakes).insert(dir.clone(), wake);
-        if let Err(error) = watcher.watch(&dir, RecursiveMode::NonRecursive) {
+        // One whose thread could not be started does not say so, and panics from then on, also when it is dropped.
+        let begun = catch_unwind(AssertUnwindSafe(|| watcher.watch(&dir, RecursiveMode::NonRecursive)));
+        let begun = begun.unwrap_or_else(|_| {
+            std::mem::forget(watched.watcher.take());
+            Err(notify::Error::generic("its thread has ended, or could not be started"))
+        });
+        if let Err(error) = begun {
             lock(&wakes).remove(&dir);
             return Err(error);
         }

@@ -86,15 +86,21 @@ impl Worker {
         };
         let runtime =
             runtime.build().map_err(|e| Error::Component(format!("no runtime for a thread: {e}")))?;
-        std::thread::Builder::new()
-            .name(format!("outbox-{}", self.name))
-            .spawn(move || {
-                if background {
-                    step_back();
-                }
+        // Handed over once the thread is there: dropped here, where others may be waited for, it would panic.
+        let (give, given) = std::sync::mpsc::channel::<tokio::runtime::Runtime>();
+        let thread = std::thread::Builder::new().name(format!("outbox-{}", self.name)).spawn(move || {
+            if background {
+                step_back();
+            }
+            if let Ok(runtime) = given.recv() {
                 runtime.block_on(work(recipe, inbox));
-            })
-            .map_err(|e| Error::Component(format!("no thread can be started: {e}")))?;
+            }
+        });
+        if let Err(e) = thread {
+            runtime.shutdown_background();
+            return Err(Error::Component(format!("no thread can be started: {e}")));
+        }
+        let _ = give.send(runtime);
         Ok(jobs)
     }
 

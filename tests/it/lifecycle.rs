@@ -2,7 +2,9 @@
 
 use crate::kit::{open, root, send, soon};
 use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
-use outbox_host::{Error, Event, Outbox, Report};
+use outbox_host::{Error, Event, Outbox, Report, Runtime, RuntimeOptions};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -84,6 +86,49 @@ async fn an_outbox_that_was_shut_down_replays_no_more_and_says_so() {
     assert!(matches!(outbox.tick(&report).await, Err(Error::ShutDown)));
     assert!(matches!(outbox.start(), Err(Error::ShutDown)));
     assert!(!outbox.status().await.unwrap().replaying);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_pass_that_no_thread_can_be_started_for_does_not_end_the_driver() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // The limit binds nobody who is root. So this is done by another user, in a process of its own.
+    const ALONE: &str = "OUTBOX_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let name = "lifecycle::a_pass_that_no_thread_can_be_started_for_does_not_end_the_driver";
+        let as_nobody = |program: &Path, args: &[&str]| {
+            let mut other = Command::new("setpriv");
+            other.args(["--reuid=64123", "--regid=64123", "--clear-groups"]).arg(program).args(args);
+            other.env(ALONE, "1").current_dir("/").output()
+        };
+        let itself = std::env::current_exe().unwrap();
+        if !as_nobody(&itself, &["--list"]).is_ok_and(|listed| listed.status.success()) {
+            return println!("skipped: it takes root, setpriv, and a directory that others may enter");
+        }
+        let done = as_nobody(&itself, &["--exact", name, "--nocapture"]).unwrap();
+        let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    tokio.block_on(async {
+        let (root, server) = (root(), Upstream::start(|_: &Seen| 204));
+        let runtime = Runtime::new(&RuntimeOptions::default()).unwrap();
+        let outbox = Outbox::builder(root.path()).runtime(runtime).upstream(server.url());
+        // No thread for connections.
+        let outbox = outbox.concurrency(1).open().unwrap();
+        send(&outbox, "PUT", "/a", "x").await;
+        let mut events = outbox.subscribe();
+        let all = getrlimit(Resource::Nproc);
+        setrlimit(Resource::Nproc, Rlimit { current: Some(1), ..all }).unwrap();
+        outbox.start().unwrap();
+        let failed = soon("the pass", events.recv()).await.unwrap();
+        setrlimit(Resource::Nproc, all).unwrap();
+        assert!(matches!(&failed, Event::Failed(why) if why.contains("no thread")), "{failed:?}");
+        outbox.wake();
+        server.wait_for(1).await;
+        outbox.shutdown().await;
+    });
 }
 
 #[test]
