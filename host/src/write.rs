@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::bindings::zddc::outbox::types::Request;
-use http::header;
+use http::{HeaderName, header};
 
 /// A write to be queued: everything but its body. The component checks it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl Write {
     }
 
     /// The write that a request asks for. If-Match, If-None-Match and If-Unmodified-Since become the base;
-    /// headers of the connection, and Content-Length, which is the body's own, are left out.
+    /// headers of the connection, those that Connection names among them, and Content-Length, which is the body's own, are left out.
     pub fn from_http(parts: &http::request::Parts) -> Result<Write, Error> {
         let uri = &parts.uri;
         if uri.authority().is_some() {
@@ -46,6 +46,13 @@ impl Write {
                 return Err(Error::invalid("header", name.as_str(), "it is there more than once"));
             }
         }
+        // It names further fields that are the connection's (RFC 9110 section 7.6.1).
+        let is_hop_by_hop = |name: &HeaderName| {
+            let values = parts.headers.get_all(header::CONNECTION).iter();
+            let mut options =
+                values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+            options.any(|option| option.trim().eq_ignore_ascii_case(name.as_str()))
+        };
         let mut write = Write::new(parts.method.as_str(), path);
         for (name, value) in &parts.headers {
             let text = || {
@@ -59,6 +66,7 @@ impl Write {
                 header::IF_MATCH => write.base_etag = Some(text()?),
                 header::IF_NONE_MATCH if value.as_bytes() == b"*" => write.create = true,
                 header::IF_UNMODIFIED_SINCE => write.base_mod_time = Some(date(&text()?)?),
+                _ if is_hop_by_hop(name) => {}
                 _ => write.headers.push((name.as_str().to_owned(), text()?)),
             }
         }
@@ -119,6 +127,9 @@ mod tests {
                 "{refused}"
             );
         }
+        let hops = http::Request::put("/a").header("Connection", "close, X-Hop").header("X-Hop", "1");
+        let write = Write::from_http(&hops.body(()).unwrap().into_parts().0).unwrap();
+        assert_eq!(write, Write::new("PUT", "/a"));
         let absolute = http::Request::put("http://evil/x").body(()).unwrap();
         assert!(Write::from_http(&absolute.into_parts().0).is_err());
     }
