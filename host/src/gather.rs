@@ -59,19 +59,26 @@ struct Waiting {
 }
 
 /// A caller, as long as it lives.
-struct Caller<'a>(&'a AtomicUsize);
+struct Caller<'a>(&'a Gather);
 
 impl<'a> Caller<'a> {
-    fn new(callers: &'a AtomicUsize) -> Caller<'a> {
-        callers.fetch_add(1, Ordering::Relaxed);
-        Caller(callers)
+    fn new(gather: &'a Gather) -> Caller<'a> {
+        gather.callers.fetch_add(1, Ordering::Relaxed);
+        Caller(gather)
     }
 }
 
 impl Drop for Caller<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        if self.0.callers.fetch_sub(1, Ordering::Relaxed) == 1 {
+            forget_gone(&mut self.0.waiting());
+        }
     }
+}
+
+/// Lets go of the writes of callers who wait no more.
+fn forget_gone(waiting: &mut VecDeque<Waiting>) {
+    waiting.retain(|waiting| !waiting.answer.is_closed());
 }
 
 impl Gather {
@@ -94,7 +101,7 @@ impl Gather {
         request: Request,
         body: Bytes,
     ) -> Result<String, Error> {
-        let _caller = Caller::new(&self.callers);
+        let _caller = Caller::new(self);
         if body.len() > SMALL {
             let _turn = self.turns.free.acquire().await.map_err(|_| Error::ShutDown)?;
             return alone(queue, request, body, false).await;
@@ -111,7 +118,15 @@ impl Gather {
             return queued;
         }
         let (answer, mut answered) = oneshot::channel();
-        self.waiting().push_back(Waiting { write: Write { request, body: body.into() }, answer });
+        let waits = Waiting { write: Write { request, body: body.into() }, answer };
+        {
+            let mut waiting = self.waiting();
+            // While nobody has a turn, callers may come and go: of those who have gone, no more are kept than there are.
+            if waiting.len() >= 2 * self.callers.load(Ordering::Relaxed) {
+                forget_gone(&mut waiting);
+            }
+            waiting.push_back(waits);
+        }
         loop {
             let turn = tokio::select! {
                 biased;
@@ -298,6 +313,21 @@ mod tests {
             assert_eq!(outbox.count().await.unwrap().pending as usize, queued.unwrap_or(0));
             assert_eq!(staged(&root), 0);
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn callers_that_have_gone_leave_nothing_behind_though_nobody_has_a_turn() {
+        let root = tempfile::tempdir().unwrap();
+        let outbox = Outbox::builder(root.path()).durability(crate::Durability::None).open().unwrap();
+        // All calls hang, as on a network disk that is away.
+        let gather = &outbox.0.gather;
+        let _all = gather.turns.free.acquire_many(KEPT as u32).await.unwrap();
+        for n in 0..100 {
+            let write = crate::Write::new("PUT", format!("/{n}"));
+            let write = outbox.enqueue_write(write, vec![0; SMALL].into());
+            assert!(tokio::time::timeout(std::time::Duration::ZERO, write).await.is_err());
+        }
+        assert!(gather.waiting().is_empty());
     }
 
     #[tokio::test(flavor = "multi_thread")]
