@@ -195,8 +195,10 @@ fn interrupt_when_stuck(store: &mut Store<State>, deadline: Duration) {
 /// Returns when no host call was made for the deadline: the guest is waiting for one that does not return.
 async fn inactive(activity: &AtomicU64, deadline: Duration) {
     let mut last = activity.load(Ordering::Relaxed);
+    // What the host gives up at the deadline itself, as a body that pauses, is for the guest to hear of.
+    let patience = deadline.saturating_add(EPOCH);
     loop {
-        tokio::time::sleep(deadline).await;
+        tokio::time::sleep(patience).await;
         let now = activity.load(Ordering::Relaxed);
         if now == last {
             return;

@@ -384,12 +384,16 @@ async fn a_body_that_does_not_go_on_is_named_as_what_stands_still() {
     let root = root();
     let limits = Limits { deadline: Duration::from_secs(1), ..Limits::default() };
     let outbox = builder(root.path()).limits(limits).open().unwrap();
-    let (pieces, fed) = tokio::sync::mpsc::channel(1);
-    pieces.send(Bytes::from("begun")).await.unwrap();
-    let stalled = Body::stream(Fed(fed));
-    let refused = soon("the refusal", outbox.enqueue_write(Write::new("PUT", "/a"), stalled)).await;
-    assert!(matches!(&refused, Err(Error::BodyFailed(why)) if why.contains("for 1s")), "{refused:?}");
-    assert!(tree(root.path()).is_empty());
+    for begins in [true, false] {
+        let (pieces, fed) = tokio::sync::mpsc::channel(1);
+        if begins {
+            pieces.send(Bytes::from("begun")).await.unwrap();
+        }
+        let stalled = Body::stream(Fed(fed));
+        let refused = soon("the refusal", outbox.enqueue_write(Write::new("PUT", "/a"), stalled)).await;
+        assert!(matches!(&refused, Err(Error::BodyFailed(why)) if why.contains("for 1s")), "{refused:?}");
+        assert_nothing_behind(root.path());
+    }
 }
 
 #[tokio::test]
