@@ -5,6 +5,7 @@ use crate::Error;
 use crate::model::{Event, Report};
 use crate::outbox::{Inner, Outbox};
 use crate::root::Lock;
+use crate::watch::Watch;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -49,18 +50,21 @@ pub(crate) fn start(outbox: &Outbox, watched: bool) -> Result<(), Error> {
         }
     };
     let (ending, running) = watch::channel(());
-    tokio::spawn(async move {
-        drive(inner, &lock).await;
-        // Before the lock: whoever has that watches the same directory.
-        drop(watch);
-        drop(lock);
-        drop(ending);
-    });
+    tokio::spawn(drive(inner, Holds { _watch: watch, lock, _ending: ending }));
     *driver = Some(Driver { running });
     Ok(())
 }
 
-async fn drive(inner: Arc<Inner>, lock: &Arc<Lock>) {
+/// What a driver holds, given back in this order, also where its runtime ends it.
+struct Holds {
+    /// Before the lock: whoever has that watches the same directory.
+    _watch: Option<Watch>,
+    lock: Arc<Lock>,
+    _ending: watch::Sender<()>,
+}
+
+async fn drive(inner: Arc<Inner>, holds: Holds) {
+    let lock = &holds.lock;
     let mut stop = inner.stop.subscribe();
     let mut last: Option<Report> = None;
     let mut woken = true;
