@@ -6,7 +6,8 @@ use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::{self, connect::HttpConnector};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::{CaptureConnection, HttpConnector, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -129,6 +130,19 @@ impl Drop for Sent {
     }
 }
 
+/// The connection of a request whose reply somebody waits for. Whoever gives that up takes it out of the pool: one of
+/// HTTP/2 would otherwise be used again and again, though nothing may get through any more. Other requests over it go on.
+struct Silent(Option<CaptureConnection>);
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        let Some(captured) = &self.0 else { return };
+        if let Some(connected) = captured.connection_metadata().as_ref() {
+            connected.poison();
+        }
+    }
+}
+
 impl Client {
     /// The same for an instance, which stays on its thread: with connections of its own where that thread carries them.
     pub(crate) fn for_instance(&self) -> Client {
@@ -142,6 +156,9 @@ impl Client {
     /// had been sent.
     pub(crate) async fn send(&self, request: Request<WasiBody>) -> Result<Response<Incoming>, HttpError> {
         let to = request.uri().clone();
+        // Without TLS it is HTTP/1.1, whose connections end with a request that is given up.
+        let may_stay = to.scheme() == Some(&Scheme::HTTPS);
+        let mut silent = Silent(may_stay.then(|| capture_connection(&mut request)));
         let reply = self.http.request(request);
         let reply = match &self.carrier {
             None => reply.await,
@@ -149,6 +166,7 @@ impl Client {
                 (&mut Sent(carrier.spawn(reply)).0).await.map_err(|_| HttpError::ConnectionTerminated)?
             }
         };
+        silent.0 = None;
         reply.map_err(|error| classify(&error, &to))
     }
 }
@@ -289,6 +307,10 @@ fn unanswered(error: &legacy::Error) -> HttpError {
     let mut text = String::new();
     for cause in causes(error) {
         text = cause.to_string();
+        if let Some(why) = cause.downcast_ref().and_then(unprocessed) {
+            tracing::warn!("{why}: nothing of it was processed");
+            return HttpError::DestinationUnavailable;
+        }
         if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
             return HttpError::InternalError(Some(format!("TLS: {tls}")));
         }
@@ -314,6 +336,16 @@ fn unanswered(error: &legacy::Error) -> HttpError {
         }
     }
     HttpError::InternalError(Some(text))
+}
+
+/// Over HTTP/2, a server says which requests it has not begun to process (RFC 9113 sections 6.8 and 8.7).
+fn unprocessed(error: &h2::Error) -> Option<&'static str> {
+    match error.reason() {
+        _ if !error.is_remote() => None,
+        _ if error.is_go_away() => Some("the server ended the connection before it had looked at a request"),
+        Some(h2::Reason::REFUSED_STREAM) => Some("the server refused a request over HTTP/2"),
+        _ => None,
+    }
 }
 
 /// An error and its causes. The layers of TLS wrap theirs in errors of I/O, some twice, which do not name those as their
