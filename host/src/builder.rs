@@ -6,7 +6,7 @@ use crate::dir::OUTBOX_DIR;
 use crate::disk::Disk;
 use crate::egress::{Egress, Origin, UpstreamUrl};
 use crate::outbox::Outbox;
-use crate::pool::Dial;
+use crate::pool::{Ca, Dial};
 use crate::recipe::Recipe;
 use crate::root;
 use crate::runtime::{Runtime, RuntimeOptions, default_cache_dir};
@@ -282,7 +282,7 @@ impl Builder {
             Some(origin) => {
                 let dial = Dial {
                     tls: origin.is_https(),
-                    ca: self.ca.clone(),
+                    ca: self.ca.as_deref().map(Ca::read).transpose()?,
                     connect_timeout: self.connect_timeout,
                     idle_timeout: self.idle_timeout,
                     many,

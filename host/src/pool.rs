@@ -32,14 +32,28 @@ const IDLE: Duration = Duration::from_secs(50);
 pub(crate) struct Dial {
     /// TLS is wanted: roots are loaded.
     pub(crate) tls: bool,
-    /// Further roots, in PEM.
-    pub(crate) ca: Option<PathBuf>,
+    /// Further roots.
+    pub(crate) ca: Option<Ca>,
     /// Until a connection is there.
     pub(crate) connect_timeout: Duration,
     /// How long data may stay unacknowledged.
     pub(crate) idle_timeout: Duration,
     /// Several requests are under way at once.
     pub(crate) many: bool,
+}
+
+/// A file of certificates, in PEM, as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Ca {
+    path: PathBuf,
+    pem: Vec<u8>,
+}
+
+impl Ca {
+    pub(crate) fn read(path: &Path) -> Result<Ca, Error> {
+        let pem = std::fs::read(path).map_err(|e| unusable_ca(path, &e.to_string()))?;
+        Ok(Ca { path: path.into(), pem })
+    }
 }
 
 /// Clients by what they differ in. Where several requests are under way at once, a thread of the pool carries the
@@ -154,7 +168,7 @@ impl Client {
 
     /// Sends a request. A connection that turns out to be closed is replaced only where none of the request
     /// had been sent.
-    pub(crate) async fn send(&self, request: Request<WasiBody>) -> Result<Response<Incoming>, HttpError> {
+    pub(crate) async fn send(&self, mut request: Request<WasiBody>) -> Result<Response<Incoming>, HttpError> {
         let to = request.uri().clone();
         // Without TLS it is HTTP/1.1, whose connections end with a request that is given up.
         let may_stay = to.scheme() == Some(&Scheme::HTTPS);
@@ -205,9 +219,9 @@ fn tls(dial: &Dial) -> Result<ClientConfig, Error> {
         }
         roots.add_parsable_certificates(platform.certs);
     }
-    if let Some(path) = &dial.ca {
-        for certificate in read_ca(path)? {
-            roots.add(certificate).map_err(|e| unusable_ca(path, &e.to_string()))?;
+    if let Some(ca) = &dial.ca {
+        for certificate in certificates(ca)? {
+            roots.add(certificate).map_err(|e| unusable_ca(&ca.path, &e.to_string()))?;
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -223,8 +237,8 @@ fn unusable_ca(path: &Path, reason: &str) -> Error {
     Error::invalid("CA file", &path.display().to_string(), reason)
 }
 
-fn read_ca(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+fn certificates(Ca { path, pem }: &Ca) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match certificates {
         Ok(certificates) if certificates.is_empty() => Err(unusable_ca(path, "it has no certificate in PEM")),
         Ok(certificates) => Ok(certificates),

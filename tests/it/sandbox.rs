@@ -67,6 +67,19 @@ async fn a_server_with_a_private_certificate_is_trusted_with_the_ca_file() {
 }
 
 #[tokio::test]
+async fn a_ca_file_that_was_replaced_is_read_by_the_next_outbox() {
+    let dir = root();
+    for authority in [Authority::new(), Authority::new()] {
+        let (root, server) = (root(), authority.server("127.0.0.1", |_| {}));
+        let outbox =
+            builder(root.path()).upstream(server.url()).ca(authority.file(dir.path())).open().unwrap();
+        send(&outbox, "PUT", "/a", "x").await;
+        let (report, deliveries) = replay(&outbox).await;
+        assert_eq!(report.delivered, 1, "{deliveries:?}");
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_sent_to_a_server_that_cannot_be_trusted() {
     let authority = Authority::new();
     let other = Authority::new();
