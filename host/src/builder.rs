@@ -19,6 +19,9 @@ use std::time::Duration;
 const MAX_CONCURRENCY: usize = 256;
 const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
+/// The component starts with 17 pages of 64 KiB, and takes some more for whatever it does.
+const MIN_MEMORY: usize = 2 * 1024 * 1024;
+
 /// Whether an enqueue that returned survives a power failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
@@ -309,6 +312,9 @@ impl Builder {
             |what: &str, value: u64, reason: &str| Err(Error::invalid(what, &value.to_string(), reason));
         if !(1..=MAX_CONCURRENCY).contains(&self.concurrency) {
             return refuse("concurrency", self.concurrency as u64, "it is from 1 to 256 requests at once");
+        }
+        if self.limits.memory < MIN_MEMORY {
+            return refuse("memory", self.limits.memory as u64, "the component needs 2097152 bytes (2 MiB)");
         }
         for (what, limit) in [("max_bytes", self.max_bytes), ("max_entries", self.max_entries)] {
             if limit == Some(0) {

@@ -35,7 +35,7 @@ const HANDLES: usize = 8192;
 /// What a guest may use.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Bytes of linear memory; 64 MiB.
+    /// Bytes of linear memory, at least 2 MiB; 64 MiB.
     pub memory: usize,
     /// How long a guest may go without a host call, or stay in one, and a body may pause; 2 min. One that waits for a server makes
     /// a call every 5 s, so that less than 10 s stops healthy ones.

@@ -214,7 +214,7 @@ async fn what_can_never_work_is_refused_before_anything_is_made() {
     let outbox = root.path().join("new");
     type Set = fn(Builder) -> Builder;
     const LONG: Duration = Duration::from_millis(86_400_001);
-    let cases: [(Set, &str, &str); 13] = [
+    let cases: [(Set, &str, &str); 14] = [
         (|b| b.concurrency(0), "concurrency", "0"),
         (|b| b.concurrency(257), "concurrency", "257"),
         (|b| b.max_entries(0), "max_entries", "0"),
@@ -228,6 +228,7 @@ async fn what_can_never_work_is_refused_before_anything_is_made() {
         (|b| b.expect_header("X Served: dav7"), "--expect-header", "X Served: dav7"),
         (|b| b.expect_header("X-Served-By: "), "--expect-header", "X-Served-By: "),
         (|b| b.limits(Limits { deadline: Duration::ZERO, ..Limits::default() }), "deadline", "0"),
+        (|b| b.limits(Limits { memory: 2_097_151, ..Limits::default() }), "memory", "2097151"),
     ];
     for (set, name, given) in cases {
         match set(builder(&outbox).upstream("http://127.0.0.1:9")).start() {
