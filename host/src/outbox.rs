@@ -248,18 +248,25 @@ impl Outbox {
     pub async fn retry(&self, name: impl Into<String>) -> Result<(), Error> {
         let name = name.into();
         self.queue(async move |queue, store| queue.call_retry(store, &name).await).await?;
-        self.0.wake.notify_one();
-        // What changes inside an entry is seen by nobody who watches. Where nobody replays, nobody is to be told.
-        if !self.0.is_driven() {
-            let _ = self.wake_host();
-        }
+        self.wake_whoever_replays();
         Ok(())
     }
 
-    /// Removes an entry for good.
+    /// Removes an entry for good. What waited for it may go then.
     pub async fn drop_entry(&self, name: impl Into<String>) -> Result<(), Error> {
         let name = name.into();
-        self.queue(async move |queue, store| queue.call_drop(store, &name).await).await
+        self.queue(async move |queue, store| queue.call_drop(store, &name).await).await?;
+        self.wake_whoever_replays();
+        Ok(())
+    }
+
+    /// After something that nobody sees who watches the directory: nothing new is in it.
+    fn wake_whoever_replays(&self) {
+        self.0.wake.notify_one();
+        // Where nobody replays, nobody is to be told.
+        if !self.0.is_driven() {
+            let _ = self.wake_host();
+        }
     }
 
     /// Reads everything, bodies too, and changes nothing.

@@ -90,19 +90,25 @@ async fn a_wake_or_a_hang_up_ends_the_pause_of_an_outage() {
 }
 
 #[tokio::test]
-async fn a_retry_wakes_whoever_replays() {
-    let cli = Cli::new();
-    let put_off = Reply::new(503).header("Retry-After", "300");
-    let server = Upstream::sequence(vec![put_off.into(), 204.into()]);
-    let id = cli.send(&["PUT", "/x"]);
-    let mut daemon = cli.daemon(&server.url(), &[]);
-    daemon.wait_for("deferred");
-    let started = Instant::now();
-    cli.ok(["retry", &id]);
-    daemon.wait_for("delivered");
-    assert!(started.elapsed() < BEFORE_ANY_TICK);
-    daemon.stop();
-    assert_eq!(cli.run(["wake", "--json"]).code, 1);
+async fn a_retry_or_a_drop_wakes_whoever_replays() {
+    for (command, left) in [("retry", 2), ("drop", 1)] {
+        let cli = Cli::new();
+        let put_off = Reply::new(503).header("Retry-After", "300");
+        let server = Upstream::sequence(vec![put_off.into(), 204.into()]);
+        let id = cli.send(&["PUT", "/x"]);
+        // It waits for the first one.
+        cli.send(&["PUT", "/x"]);
+        let mut daemon = cli.daemon(&server.url(), &[]);
+        daemon.wait_for("deferred");
+        let started = Instant::now();
+        cli.ok([command, &id]);
+        for _ in 0..left {
+            daemon.wait_for("delivered");
+        }
+        assert!(started.elapsed() < BEFORE_ANY_TICK);
+        daemon.stop();
+        assert_eq!(cli.run(["wake", "--json"]).code, 1);
+    }
 }
 
 #[tokio::test]
