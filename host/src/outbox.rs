@@ -60,6 +60,8 @@ pub(crate) struct Inner {
     pub(crate) stop: watch::Sender<bool>,
     pub(crate) known: Mutex<Known>,
     pub(crate) driver: Mutex<Option<Driver>>,
+    /// Each pass has a receiver until it has let go of its lock.
+    pub(crate) passes: watch::Sender<()>,
 }
 
 /// How an outbox is.
@@ -110,6 +112,7 @@ impl Outbox {
             stop,
             known: Mutex::default(),
             driver: Mutex::default(),
+            passes: watch::Sender::new(()),
         };
         Outbox(Arc::new(inner), handles)
     }
@@ -333,8 +336,8 @@ impl Outbox {
     }
 
     /// Starts nothing further (one at most, where requests go one at a time and the server takes less than 10 ms), gives
-    /// the request in flight 10 s to finish, ends the driver, and removes what was staged ahead. Whoever calls it a second
-    /// time waits as well. What is queued afterwards stays for another outbox: this one replays no more
+    /// the request in flight 10 s to finish, also that of [`Outbox::replay`] and [`Outbox::tick`], ends the driver, and removes
+    /// what was staged ahead. Whoever calls it a second time waits as well. What is queued afterwards stays for another outbox: this one replays no more
     /// ([`Error::ShutDown`]).
     pub async fn shutdown(&self) {
         self.1.stop();
@@ -343,6 +346,8 @@ impl Outbox {
             driver.ended().await;
             self.0.driver().take();
         }
+        // Those on demand. One whose request does not end is abandoned after the same time.
+        let _ = timeout(2 * GRACE, self.0.passes.closed()).await;
         // What stays is swept an hour later.
         let _ = timeout(GRACE, self.0.queue.unstage()).await;
     }

@@ -64,7 +64,8 @@ impl Inner {
         };
         // Of one that failed, it is not known whether something waits.
         let waits = |report: &_| !matches!(report, Ok(Report { remaining: 0, .. }));
-        let report = self.replayer.call(job, waits, lock.clone()).await;
+        let held = (lock.clone(), self.passes.subscribe());
+        let report = self.replayer.call(job, waits, held).await;
         // Deleting goes on where it takes longer.
         let _ = timeout(GRACE, sweeping).await;
         if let Ok(report) = &report {

@@ -167,6 +167,20 @@ async fn every_shutdown_waits_until_the_driver_has_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_gives_a_pass_on_demand_its_time_too() {
+    let (root, server, gate, outbox) = held(2).await;
+    let other = outbox.clone();
+    let pass = tokio::spawn(async move { other.replay().await });
+    server.wait_for(1).await;
+    assert!(tokio::time::timeout(Duration::from_millis(100), outbox.shutdown()).await.is_err());
+    gate.open();
+    outbox.shutdown().await;
+    assert_eq!(server.in_flight(), 0);
+    assert_eq!(pass.await.unwrap().unwrap().delivered, 1);
+    assert_eq!(open(root.path(), &server.url()).replay().await.unwrap().delivered, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_its_last_handle_an_outbox_starts_nothing_further() {
     let (root, server, gate, outbox) = held(3).await;
     let other = open(root.path(), &server.url());
