@@ -5,7 +5,7 @@ use crate::Error;
 use std::io;
 use std::path::Path;
 
-pub(crate) use imp::Dir;
+pub(crate) use imp::{Dir, id};
 
 /// The outbox's directory below ROOT.
 pub(crate) const OUTBOX_DIR: &str = ".zddc-outbox";
@@ -33,8 +33,14 @@ mod imp {
     use super::{Access, OUTBOX_DIR, Path, io};
     use rustix::fs::{AtFlags, Mode, OFlags, fchmod, fstat, linkat, open, openat, renameat, unlinkat};
     use rustix::io::Errno;
-    use std::fs::File;
+    use std::fs::{File, Metadata};
     use std::os::fd::OwnedFd;
+    use std::os::unix::fs::MetadataExt;
+
+    /// Tells a file from another one that has its name later.
+    pub(crate) fn id(found: &Metadata) -> (u64, u64) {
+        (found.dev(), found.ino())
+    }
 
     pub(crate) struct Dir(OwnedFd);
 
@@ -85,8 +91,13 @@ mod imp {
 #[cfg(not(unix))]
 mod imp {
     use super::{Access, OUTBOX_DIR, Path, io};
-    use std::fs::{self, File, OpenOptions};
+    use std::fs::{self, File, Metadata, OpenOptions};
     use std::path::PathBuf;
+
+    /// Nothing tells a file from another one that has its name later.
+    pub(crate) fn id(_: &Metadata) -> (u64, u64) {
+        (0, 0)
+    }
 
     pub(crate) struct Dir(PathBuf);
 

@@ -14,11 +14,12 @@ use tokio::sync::watch;
 const AFTER_FAILURE: Duration = Duration::from_secs(30);
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// The running loop. It ends when its outbox is stopped: by a shutdown, or with the last handle.
+/// The running loop. It ends when its outbox is stopped: by a shutdown, or with the last handle. And by itself where its
+/// directory was replaced: another host may replay that.
 #[derive(Clone)]
 pub(crate) struct Driver {
-    /// Closed at its end.
-    running: watch::Receiver<()>,
+    /// Closed at its end; then why, where it ended by itself.
+    running: watch::Receiver<Option<Error>>,
 }
 
 impl Driver {
@@ -27,9 +28,10 @@ impl Driver {
         self.running.has_changed().is_ok()
     }
 
-    /// Returns when it has ended, to everybody who waits for that.
-    pub(crate) async fn ended(mut self) {
+    /// Returns when it has ended, to everybody who waits for that: why, where it ended by itself.
+    pub(crate) async fn ended(mut self) -> Option<Error> {
         while self.running.changed().await.is_ok() {}
+        self.running.borrow().clone()
     }
 }
 
@@ -49,8 +51,8 @@ pub(crate) fn start(outbox: &Outbox, watched: bool) -> Result<(), Error> {
             None
         }
     };
-    let (ending, running) = watch::channel(());
-    tokio::spawn(drive(inner, Holds { _watch: watch, lock, _ending: ending }));
+    let (ending, running) = watch::channel(None);
+    tokio::spawn(drive(inner, Holds { _watch: watch, lock, ending }));
     *driver = Some(Driver { running });
     Ok(())
 }
@@ -60,7 +62,7 @@ struct Holds {
     /// Before the lock: whoever has that watches the same directory.
     _watch: Option<Watch>,
     lock: Arc<Lock>,
-    _ending: watch::Sender<()>,
+    ending: watch::Sender<Option<Error>>,
 }
 
 async fn drive(inner: Arc<Inner>, holds: Holds) {
@@ -71,10 +73,12 @@ async fn drive(inner: Arc<Inner>, holds: Holds) {
     while !*stop.borrow() {
         let resume = last.take().map(|report| report.resume);
         // Without the lease, a stock host is at work.
-        let result = match lock.lease.keep() {
+        let result = match lock.in_place(inner.root()).and_then(|()| lock.lease.keep()) {
             Ok(()) => inner.pass(lock, woken, resume).await,
-            Err(leased) => Err(leased),
+            Err(refused) => Err(refused),
         };
+        // What fails for this reason does not say it.
+        let result = result.map_err(|error| lock.in_place(inner.root()).err().unwrap_or(error));
         let delay = match &result {
             Ok(report) => Duration::from_millis(report.next_delay_ms).max(SHORTEST),
             Err(error) => {
@@ -85,6 +89,10 @@ async fn drive(inner: Arc<Inner>, holds: Holds) {
                 AFTER_FAILURE
             }
         };
+        if let Err(replaced @ Error::Replaced(_)) = result {
+            holds.ending.send_replace(Some(replaced));
+            return;
+        }
         last = result.ok();
         inner.known().next_pass = Some(Instant::now() + delay);
         woken = tokio::select! {

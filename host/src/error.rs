@@ -56,6 +56,8 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// This root's directory was removed, or another one is in its place: it is replayed no more.
+    Replaced(PathBuf),
     /// Another host is replaying this outbox; its process id, where known.
     Locked(Option<u32>),
     /// A stock host is replaying this outbox, by a lease in its directory.
@@ -111,6 +113,9 @@ impl fmt::Display for Error {
             Error::WrongPlace(why) | Error::NoValidator(why) | Error::Io(why) => f.write_str(why),
             Error::NoSpace => f.write_str("no space left on the outbox's device; nothing was queued or changed"),
             Error::Root { path, reason } => write!(f, "root {}: {reason}", path.display()),
+            Error::Replaced(path) => {
+                write!(f, "root {}: its directory was removed or replaced, so it is replayed no more; start again", path.display())
+            }
             Error::Locked(Some(pid)) => {
                 write!(f, "another outbox (process {pid}) is replaying this root; if it is 'outbox run', 'outbox wake' makes it replay now")
             }

@@ -429,6 +429,7 @@ pub enum Event {
     Pass(Report),
     /// The upstream was found in another state than before.
     Upstream(Health),
-    /// A background pass failed as a whole; the next one is made all the same. Logged where nobody listens.
+    /// A background pass failed as a whole; the next one is made all the same, unless the directory was replaced
+    /// ([`Outbox::ended`](crate::Outbox::ended)). Logged where nobody listens.
     Failed(String),
 }

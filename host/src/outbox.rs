@@ -284,6 +284,16 @@ impl Outbox {
         driver::start(self, self.0.recipe.watch)
     }
 
+    /// Returns when what [`Outbox::start`] began has ended, at once where nothing was begun. It ends by itself, with an error
+    /// ([`Error::Replaced`]), where its directory was removed or replaced: the next one is for a new outbox.
+    pub async fn ended(&self) -> Result<(), Error> {
+        let driver = self.0.driver().clone();
+        match driver {
+            Some(driver) => driver.ended().await.map_or(Ok(()), Err),
+            None => Ok(()),
+        }
+    }
+
     /// Makes one pass now, on demand. Fails where some host is already replaying this root. Where this future is dropped, the
     /// pass starts nothing further, and has the lock until the request in flight has ended, or its 10 s are over.
     pub async fn replay(&self) -> Result<Report, Error> {

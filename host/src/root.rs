@@ -2,7 +2,7 @@
 //! replaying host, which a guest cannot take.
 
 use crate::Error;
-use crate::dir::{Access, Dir, OUTBOX_DIR, unusable};
+use crate::dir::{self, Access, Dir, OUTBOX_DIR, unusable};
 use crate::lease::{self, Lease};
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -88,7 +88,7 @@ const PAUSES_MS: [u64; 5] = [1, 2, 5, 12, 30];
 pub(crate) struct Lock {
     // Given back first: whoever has the lock may have the lease.
     pub(crate) lease: Lease,
-    _lock: Locked,
+    lock: Locked,
 }
 
 /// A locked file.
@@ -125,7 +125,20 @@ impl Lock {
             .set_len(0)
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| writeln!(file, "{}", std::process::id()));
-        Ok(Lock { lease: Lease::take(root.into())?, _lock: Locked(file) })
+        Ok(Lock { lease: Lease::take(root.into())?, lock: Locked(file) })
+    }
+
+    /// An error where the locked file is not at its place any more, so that it locks nobody out: the directory was removed or
+    /// made anew, or another disk is mounted there.
+    pub(crate) fn in_place(&self, root: &Path) -> Result<(), Error> {
+        let there = fs::symlink_metadata(root.join(OUTBOX_DIR).join(LOCK));
+        let is_other = match (there, self.lock.0.metadata()) {
+            (Ok(there), Ok(ours)) => dir::id(&there) != dir::id(&ours),
+            // What cannot be seen now is taken to be there.
+            (Err(e), _) => e.kind() == ErrorKind::NotFound,
+            (_, Err(_)) => false,
+        };
+        if is_other { Err(Error::Replaced(root.into())) } else { Ok(()) }
     }
 
     /// The process that replays this root now, if there is one.

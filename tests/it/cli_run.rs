@@ -213,6 +213,32 @@ async fn a_root_has_one_replayer_and_the_others_are_told_which() {
 }
 
 #[tokio::test]
+async fn it_ends_when_its_directory_is_not_the_one_that_it_has_the_lock_of() {
+    for made_anew in [true, false] {
+        let cli = Cli::new();
+        let server = Upstream::start(|_| 204);
+        cli.send(&["PUT", "/x"]);
+        let mut daemon = cli.daemon(&server.url(), &[]);
+        daemon.wait_for("delivered");
+        std::fs::remove_dir_all(cli.root.path()).unwrap();
+        if made_anew {
+            cli.send(&["PUT", "/y"]);
+        }
+        daemon.signal(Signal::HUP);
+        let (status, log) = daemon.end();
+        assert_eq!(status.code(), Some(1), "{log:#?}");
+        let last = log.last().unwrap();
+        assert!(last.starts_with("error: root ") && last.contains("start again"), "{log:#?}");
+        assert_eq!(server.lines(), ["PUT /x"]);
+        if made_anew {
+            let mut daemon = cli.daemon(&server.url(), &[]);
+            daemon.wait_for("delivered");
+            daemon.stop();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_kill_while_the_server_holds_its_reply_loses_nothing() {
     let cli = Cli::new();
     let (server, gate) = held();

@@ -29,7 +29,16 @@ pub async fn run(global: &Global, args: RunArgs) -> anyhow::Result<u8> {
     let (end, ended) = oneshot::channel();
     let log = tokio::spawn(log_events(events, ended));
     tokio::spawn(hang_ups.wake(outbox.clone()));
-    let signal = stops.next().await;
+    let signal = tokio::select! {
+        signal = stops.next() => signal,
+        // By itself, which whoever supervises it is to see.
+        ended = outbox.ended() => {
+            outbox.shutdown().await;
+            drop(end);
+            let _ = log.await;
+            return Ok(ended.map(|()| DONE)?);
+        }
+    };
     stops.insist();
     // In this order: whoever has read that it stops sees nothing further started.
     tokio::join!(biased; outbox.shutdown(), async {
