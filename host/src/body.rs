@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
+use std::fmt;
 use std::io::Read;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -11,6 +12,12 @@ use wasmtime_wasi::p2::{DynInputStream, InputStream, Pollable, StreamError, Stre
 
 /// The body of a write.
 pub struct Body(pub(crate) Kind);
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Body(..)")
+    }
+}
 
 pub(crate) enum Kind {
     Bytes(Bytes),

@@ -26,7 +26,8 @@ impl fmt::Debug for Credential {
 }
 
 impl Credential {
-    /// A callback that gives the whole value of the header, or none.
+    /// A callback that gives the whole value of the header, or none. It is called on the thread of the pass that needs it,
+    /// one call at a time: while it waits, nothing is sent.
     pub fn from_fn(source: impl Fn() -> Option<HeaderValue> + Send + Sync + 'static) -> Credential {
         Credential(Arc::new(Inner { source: Box::new(source), current: Mutex::new(None) }))
     }

@@ -20,6 +20,7 @@ use crate::worker::Worker;
 use crate::write::Write;
 use bytes::Bytes;
 use serde::Serialize;
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, broadcast, watch};
@@ -29,9 +30,16 @@ use tokio::time::timeout;
 const ITEMS: u32 = 4096;
 
 /// An outbox. Cheap to clone; all clones are the same outbox. With the last of them it stops, as by [`Outbox::shutdown`],
-/// which nobody waits for then.
+/// which nobody waits for then. [`Outbox::start`] and what is awaited here are to be called within a tokio runtime that has
+/// its timer.
 #[derive(Clone)]
 pub struct Outbox(pub(crate) Arc<Inner>, Arc<Handles>);
+
+impl fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Outbox").field(&self.0.root()).finish()
+    }
+}
 
 /// What all handles share, and nothing else: a driver at work holds the rest, too.
 struct Handles(watch::Sender<bool>);
@@ -83,6 +91,7 @@ pub struct Status {
 }
 
 /// What to keep of a conflict.
+#[derive(Debug)]
 pub enum Keep {
     /// The write: it is queued again on top of the server's version.
     Mine,
