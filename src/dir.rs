@@ -63,8 +63,8 @@ impl From<Fault> for Error {
     }
 }
 
-/// What the commonest errors are called by people.
-fn words(code: ErrorCode) -> &'static str {
+/// What an error is called: the commonest as people do.
+pub fn words(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::Access => "permission denied",
         ErrorCode::NotPermitted => "not permitted",

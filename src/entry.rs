@@ -156,7 +156,7 @@ pub fn state(dir: &Dir, name: &str) -> std::result::Result<State, Unloadable> {
 /// A fault in reading an entry's file: damage where trying again is pointless, else trouble of the machine.
 fn unreadable(fault: Fault) -> Unloadable {
     match fault.code {
-        ErrorCode::Access => Unloadable::Denied(format!("{}: {}", fault.doing, fault.code.name())),
+        ErrorCode::Access => Unloadable::Denied(fault.to_string()),
         ErrorCode::Loop
         // How wasmtime says that what was to be read is a directory.
         | ErrorCode::BadDescriptor
@@ -164,7 +164,7 @@ fn unreadable(fault: Fault) -> Unloadable {
         | ErrorCode::NotDirectory
         | ErrorCode::Invalid
         | ErrorCode::NotPermitted
-        | ErrorCode::FileTooLarge => Unloadable::Damaged(format!("{}: {}", fault.doing, fault.code.name())),
+        | ErrorCode::FileTooLarge => Unloadable::Damaged(fault.to_string()),
         _ => Unloadable::Io(fault.into()),
     }
 }

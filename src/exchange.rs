@@ -12,7 +12,7 @@ mod draft;
 
 pub use draft::Draft;
 
-use crate::dir::File;
+use crate::dir::{File, words};
 use crate::failure::{Failure, no_reply};
 use crate::headers;
 use std::cell::OnceCell;
@@ -343,7 +343,7 @@ impl Sending {
                 .body
                 .file
                 .read(self.offset, room.min(self.body.len - self.offset))
-                .map_err(|code| Failure::Unreadable(format!("cannot read body.bin: {}", code.name())))?;
+                .map_err(|code| Failure::Unreadable(format!("cannot read body.bin: {}", words(code))))?;
             if chunk.is_empty() {
                 return Err(Failure::Damaged(format!("body.bin ends at byte {}", self.offset)));
             }

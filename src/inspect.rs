@@ -3,6 +3,7 @@
 use crate::bindings::exports::zddc::outbox::queue::Counts;
 use crate::bindings::types::{self, Item, Place, Reply};
 use crate::clock;
+use crate::dir::words;
 use crate::id::EntryId;
 use crate::layout::{
     self, BODY, CORRUPT, MAX_RECORD, META, Name, REASON, REJECTED, RESPONSE, STATE, parse_aside,
@@ -150,7 +151,7 @@ pub fn read_body(queue: &Queue, name: &str) -> Result<InputStream> {
     let at = locate(queue, name)?;
     let path = at.path(BODY);
     let (file, _) = at.dir(queue).open_file(&path)?;
-    file.stream().map_err(|code| Error::Io(format!("cannot read {path}: {}", code.name())))
+    file.stream().map_err(|code| Error::Io(format!("cannot read {path}: {}", words(code))))
 }
 
 /// The reply that ended an entry's way; none where there is none, as in an entry that was put back by `retry`.

@@ -1,7 +1,7 @@
 //! Setting entries aside: conflicts, rejected and corrupt entries.
 
 use crate::clock;
-use crate::dir::{DescriptorType, Dir};
+use crate::dir::{DescriptorType, Dir, words};
 use crate::entry::Entry;
 use crate::exchange::Reply;
 use crate::id::EntryId;
@@ -156,6 +156,6 @@ pub fn check_response(dir: &Dir, name: &str) -> Option<String> {
     match dir.read(&format!("{name}/{RESPONSE}"), MAX_RECORD) {
         Ok(json) => wrong(&serde_json::from_slice::<Response>(&json).err()?),
         Err(fault) if fault.is_missing() => None,
-        Err(fault) => wrong(&fault.code.name()),
+        Err(fault) => wrong(&words(fault.code)),
     }
 }
