@@ -50,7 +50,7 @@ const REFUSED: [(&str, &str); 26] = {
         ("if-modified-since", PRECONDITION),
         ("if-unmodified-since", PRECONDITION),
         ("if-range", PRECONDITION),
-        ("content-type", "it is no further header; give it as content-type"),
+        ("content-type", "give it as content-type, not among the headers"),
         ("idempotency-key", OWN),
         ("date", OWN),
         ("set-cookie", "it is a response's"),

@@ -345,7 +345,7 @@ fn what_is_to_replace_what_is_delivered_also_on_a_full_disk() {
         let cli = Cli { root: TempDir::new_in(disk.at.path()).unwrap() };
         let server = Upstream::start(answers);
         for uri in ["/a", "/b", "/a"] {
-            cli.send(&["PUT", uri]);
+            cli.send(&["PUT", uri, "--base-etag", "\"v1\""]);
         }
         disk.fill();
         let url = server.url();

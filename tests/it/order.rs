@@ -515,9 +515,10 @@ async fn a_request_that_the_server_cannot_bear_does_not_stop_the_queue() {
     let outbox = open(root.path(), &server.url());
     let poison = send(&outbox, "PUT", "/poison", "x").await;
     send(&outbox, "PUT", "/fine", "y").await;
-    for _ in 0..3 {
+    for _ in 0..2 {
         assert_eq!(replay(&outbox).await.0.delivered, 0);
     }
+    // From the third time on, it waits, and another has its turn.
     assert_eq!(replay(&outbox).await.0.delivered, 1);
     let left = outbox.get(&poison).await.unwrap().entry.unwrap();
     assert_eq!(left.attempts, 3);

@@ -74,9 +74,11 @@ async fn interruptible(outbox: &Outbox) -> Result<Report, Error> {
     if let Some(report) = done {
         return report;
     }
-    outbox.shutdown().await;
-    say_aside("stopping; the request in flight may take up to 10 s");
-    pass.await
+    // In this order: whoever has read that it stops sees nothing further started.
+    let (_, report, ()) = tokio::join!(biased; outbox.shutdown(), pass, async {
+        say_aside("stopping; the request in flight may take up to 10 s");
+    });
+    report
 }
 
 fn progress(pending: u64) -> anyhow::Result<Option<ProgressBar>> {
