@@ -63,8 +63,8 @@ struct Wanted<'a> {
     sync: bool,
 }
 
-/// Queues a write. On any error it is not in the queue, and nothing is left behind but, after a failed sync of the
-/// queue's directory, files for the sweep.
+/// Queues a write. On any error it is not in the queue, unless that says so, and nothing is left behind but, after a failed
+/// sync of the queue's directory, files for the sweep.
 pub fn enqueue(config: &Config, queue: &Queue, request: &Request, body: Body<'_>) -> Result<EntryId> {
     let published = publish(config, queue, request, body)?;
     let id = published.id;

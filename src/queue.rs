@@ -170,8 +170,8 @@ impl Queue {
         }
     }
 
-    /// Removes something for good, durably. Where that fails, it is where it was: which of both is durable is not known then,
-    /// and either is a right one.
+    /// Removes something for good, durably. Where that fails, it is where it was, unless the error says otherwise: which of
+    /// both is durable is not known then, and either is a right one.
     pub fn discard(&self, from: &Dir, name: &str) -> Result<()> {
         self.retire(from, name)?;
         if self.sync
@@ -238,7 +238,7 @@ impl Queue {
     }
 }
 
-/// An error after which what was done could not be undone, either: it says so, too.
+/// An error; where what had been `done` before it could not be undone, it says `what` holds, too.
 pub fn but(error: Error, done: bool, what: impl FnOnce() -> String) -> Error {
     match done {
         true => Error::Io(format!("{}; {}", guest::describe(&error), what())),
