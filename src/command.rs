@@ -160,13 +160,11 @@ fn take(config: &Config, held: &mut Option<Rc<Lease>>) -> Result<()> {
     Ok(())
 }
 
-/// The configuration of a replay, and a queue's directory that is there.
+/// The configuration of a replay, and a queue's directory that is there: for the lease, too.
 fn ready() -> Result<Config> {
     let config = Config::from_env()?;
     config.upstream()?;
-    // What is sent goes there afterwards. Where only the original has queued anything it is missing, and on a full disk it
-    // cannot be made: the same would be sent in each pass.
-    Queue::open(&config)?.staging()?;
+    Queue::open(&config)?;
     Ok(config)
 }
 

@@ -4,7 +4,6 @@ use crate::ahead::Ahead;
 use crate::bindings::types::Place;
 use crate::id::EntryId;
 use crate::locate::locate;
-use crate::quarantine::sync_entry;
 use crate::queue::Queue;
 use crate::state::State;
 use crate::unloadable::Unloadable;
@@ -20,7 +19,7 @@ struct Heir {
 impl Heir {
     fn save(&self, queue: &Queue) -> Result<()> {
         match queue.swap_state(self.id, &self.was, &self.now)? {
-            true => sync_entry(queue, &queue.dir, &self.id.to_string()),
+            true => queue.sync_entry(&queue.dir, &self.id.to_string()),
             // Something newer was handed on to it meanwhile, or it has gone.
             false => Ok(()),
         }

@@ -1,11 +1,11 @@
 //! Setting entries aside: conflicts, rejected and corrupt entries.
 
 use crate::clock;
-use crate::dir::{DescriptorType, Dir, words};
+use crate::dir::{DescriptorType, Dir};
 use crate::entry::Entry;
 use crate::exchange::Reply;
 use crate::id::EntryId;
-use crate::layout::{CONFLICT, CORRUPT, MAX_RECORD, META, REASON, REJECTED, RESPONSE, parse_aside};
+use crate::layout::{CONFLICT, CORRUPT, META, REASON, REJECTED, RESPONSE, parse_aside};
 use crate::meta::to_json;
 use crate::queue::Queue;
 use crate::response::Response;
@@ -46,7 +46,7 @@ pub fn corrupt(queue: &Queue, id: EntryId, reason: &str) -> Result<()> {
         // Best effort: the entry must get out of the way also where nothing can be written in it.
         let path = format!("{name}/{REASON}");
         let _ = queue.dir.remove(&path).and_then(|()| queue.dir.write(&path, reason.as_bytes(), queue.sync));
-        let _ = sync_entry(queue, &queue.dir, &name);
+        let _ = queue.sync_entry(&queue.dir, &name);
         return aside(queue, id, CORRUPT);
     }
     let corrupt = queue.dir.open_or_create(CORRUPT)?;
@@ -55,11 +55,11 @@ pub fn corrupt(queue: &Queue, id: EntryId, reason: &str) -> Result<()> {
     corrupt.remove(&path)?;
     corrupt.write(&path, reason.as_bytes(), queue.sync)?;
     // It must not be durably gone from the queue before there is durably a place for it.
-    sync_entry(queue, &corrupt, &wrapper)?;
-    sync_both(queue, &corrupt, &queue.dir)?;
+    queue.sync_entry(&corrupt, &wrapper)?;
+    queue.sync_move(&corrupt, &queue.dir)?;
     let moved = corrupt.open(&wrapper)?;
     queue.dir.rename(&name, &moved, FOUND)?;
-    sync_both(queue, &moved, &queue.dir).or_else(|error| put_back(&moved, FOUND, queue, &name, error))
+    queue.sync_move(&moved, &queue.dir).or_else(|error| put_back(&moved, FOUND, queue, &name, error))
 }
 
 /// What a damaged entry that is no directory is called in its place in `corrupt/`.
@@ -84,14 +84,6 @@ fn wrapper(corrupt: &Dir, id: EntryId) -> Result<String> {
     Ok(name)
 }
 
-/// Makes the names in an entry's directory durable.
-pub fn sync_entry(queue: &Queue, dir: &Dir, name: &str) -> Result<()> {
-    match queue.sync {
-        true => Ok(dir.open(name)?.sync()?),
-        false => Ok(()),
-    }
-}
-
 /// Undoes a move after a failed sync: which of both places is durable is not known, and either is a right one, but here and
 /// now the entry is in one place, the one that the caller is told. If it stays where it was moved, it is there.
 fn put_back(from: &Dir, name: &str, queue: &Queue, id: &str, error: Error) -> Result<()> {
@@ -104,17 +96,7 @@ fn put_back(from: &Dir, name: &str, queue: &Queue, id: &str, error: Error) -> Re
 fn aside(queue: &Queue, id: EntryId, place: &str) -> Result<()> {
     let to = queue.dir.open_or_create(place)?;
     let name = move_aside(&queue.dir, &id.to_string(), &to, &format!("{id}."))?;
-    sync_both(queue, &to, &queue.dir).or_else(|error| put_back(&to, &name, queue, &id.to_string(), error))
-}
-
-/// Makes a move from one directory to another durable.
-pub fn sync_both(queue: &Queue, new: &Dir, old: &Dir) -> Result<()> {
-    if queue.sync {
-        // The new name first: a crash in between then shows the entry twice rather than nowhere.
-        new.sync()?;
-        old.sync()?;
-    }
-    Ok(())
+    queue.sync_move(&to, &queue.dir).or_else(|error| put_back(&to, &name, queue, &id.to_string(), error))
 }
 
 fn write_response(
@@ -129,7 +111,7 @@ fn write_response(
     queue.dir.remove(&path)?;
     let json = to_json(&Response::new(reply, current, reason));
     let written = queue.dir.write(&path, &json, queue.sync).map_err(Error::from);
-    written.and_then(|()| sync_entry(queue, &queue.dir, &id.to_string())).inspect_err(|_| {
+    written.and_then(|()| queue.sync_entry(&queue.dir, &id.to_string())).inspect_err(|_| {
         let _ = queue.dir.remove(&path);
     })
 }
@@ -148,14 +130,4 @@ fn free_name(dir: &Dir, prefix: &str) -> String {
         name = format!("{prefix}{}-{:04x}", clock::compact(SystemTime::now()), get_random_u64() & 0xffff);
     }
     name
-}
-
-/// What is wrong with an entry's response.json, if anything. That there is none is for the caller to judge.
-pub fn check_response(dir: &Dir, name: &str) -> Option<String> {
-    let wrong = |what: &dyn std::fmt::Display| Some(format!("{RESPONSE}: {what}"));
-    match dir.read(&format!("{name}/{RESPONSE}"), MAX_RECORD) {
-        Ok(json) => wrong(&serde_json::from_slice::<Response>(&json).err()?),
-        Err(fault) if fault.is_missing() => None,
-        Err(fault) => wrong(&words(fault.code)),
-    }
 }

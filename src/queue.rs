@@ -8,9 +8,10 @@ use crate::layout::{self, BODY, META, Name, STAGING, STATE};
 use crate::meta::to_json;
 use crate::staged::Ahead;
 use crate::state::State;
+use crate::sweep::Looked;
 use crate::unloadable::Unloadable;
 use crate::{Error, Result, guest};
-use std::cell::{Cell, OnceCell};
+use std::cell::OnceCell;
 use std::time::SystemTime;
 use wasi::random::random::get_random_bytes;
 
@@ -27,8 +28,8 @@ pub struct Queue {
     pub ahead: Ahead,
     staging: OnceCell<Dir>,
     newest: OnceCell<File>,
-    /// When [`Queue::sweep`] last looked for what a crash has left. Monotonic, in nanoseconds.
-    pub looked_at: Cell<Option<u64>>,
+    /// When [`Queue::sweep`] last looked for what a crash has left.
+    pub looked: Looked,
 }
 
 impl Queue {
@@ -55,7 +56,7 @@ impl Queue {
             ahead: Ahead::default(),
             staging: OnceCell::new(),
             newest: OnceCell::new(),
-            looked_at: Cell::new(None),
+            looked: Looked::default(),
         })
     }
 
@@ -132,10 +133,7 @@ impl Queue {
     /// The same, durable when it returns.
     pub fn save_state_durably(&self, id: EntryId, state: &State) -> Result<()> {
         self.save_state(id, state)?;
-        match self.sync {
-            true => Ok(self.dir.open(&id.to_string())?.sync()?),
-            false => Ok(()),
-        }
+        self.sync_entry(&self.dir, &id.to_string())
     }
 
     /// Takes something out of the queue: one rename into `.staging`, so that no half of it is ever visible.
@@ -192,6 +190,24 @@ impl Queue {
             true => Ok(self.dir.sync()?),
             false => Ok(()),
         }
+    }
+
+    /// Makes the names in an entry's directory durable.
+    pub fn sync_entry(&self, dir: &Dir, name: &str) -> Result<()> {
+        match self.sync {
+            true => Ok(dir.open(name)?.sync()?),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes a move from one directory to another durable.
+    pub fn sync_move(&self, new: &Dir, old: &Dir) -> Result<()> {
+        if self.sync {
+            // The new name first: a crash in between then shows the entry twice rather than nowhere.
+            new.sync()?;
+            old.sync()?;
+        }
+        Ok(())
     }
 
     /// `.staging`, made where it is missing.

@@ -5,7 +5,6 @@ use crate::entry;
 use crate::id::EntryId;
 use crate::layout::{MAX_RECORD, RESPONSE, STATE};
 use crate::locate::locate;
-use crate::quarantine::{sync_both, sync_entry};
 use crate::queue::{Queue, but};
 use crate::state::State;
 use crate::unloadable::Unloadable;
@@ -62,12 +61,12 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
             } else {
                 dir.remove(&at.path(STATE))?;
             }
-            sync_entry(queue, dir, &at.name)?;
+            queue.sync_entry(dir, &at.name)?;
             let refusal = dir.read(&at.path(RESPONSE), MAX_RECORD).ok();
             let id = at.id.to_string();
             dir.rename(&at.name, &queue.dir, &id)?;
             let synced = match &at.dir {
-                Some(place) => sync_both(queue, &queue.dir, place),
+                Some(place) => queue.sync_move(&queue.dir, place),
                 None => queue.sync_dir(),
             };
             if let Err(error) = synced {

@@ -6,10 +6,27 @@ use crate::dir::Dir;
 use crate::id::EntryId;
 use crate::layout::{ABANDONED_AFTER, BODY, STAGING, SWEPT};
 use crate::queue::Queue;
+use std::cell::Cell;
 use wasi::clocks::monotonic_clock;
 
 /// How long a sweep does not look again for what a crash has left, in nanoseconds.
 const LOOK_AGAIN: u64 = 60_000_000_000;
+
+/// When it was last looked for what a crash has left. Monotonic, in nanoseconds.
+#[derive(Debug, Default)]
+pub struct Looked(Cell<Option<u64>>);
+
+impl Looked {
+    /// Whether it is time to look again; if so, this is the time.
+    fn is_time(&self) -> bool {
+        let now = monotonic_clock::now();
+        let is_time = self.0.get().is_none_or(|at| now.saturating_sub(at) >= LOOK_AGAIN);
+        if is_time {
+            self.0.set(Some(now));
+        }
+        is_time
+    }
+}
 
 impl Queue {
     /// Removes from `.staging` what has left the queue, and what a crash left of what was to enter it; of the latter, an
@@ -25,11 +42,9 @@ impl Queue {
             Some(_) => retired.push(name),
             None => others.push(name),
         })?;
-        let now = monotonic_clock::now();
-        if self.looked_at.get().is_some_and(|at| now.saturating_sub(at) < LOOK_AGAIN) {
+        if others.is_empty() || !self.looked.is_time() {
             others.clear();
-        } else if !others.is_empty() {
-            self.looked_at.set(Some(now));
+        } else {
             others.retain(|name| is_abandoned(&opened, name));
         }
         if retired.is_empty() && others.is_empty() {

@@ -2,14 +2,14 @@
 
 use crate::Result;
 use crate::bindings::exports::zddc::outbox::queue::Finding;
-use crate::dir::{DescriptorType, Dir, kind_name};
+use crate::dir::{DescriptorType, Dir, kind_name, words};
 use crate::entry::{Entry, digest_of};
 use crate::id::EntryId;
 use crate::layout::{
     self, BODY, CORRUPT, META, Name, OUTBOX_DIR, REASON, REJECTED, RESPONSE, STAGING, STATE, parse_aside,
 };
-use crate::quarantine;
 use crate::queue::Queue;
+use crate::response::Response;
 use crate::sweep::is_abandoned;
 use crate::unloadable::Unloadable;
 
@@ -63,7 +63,7 @@ pub fn verify(queue: &Queue) -> Result<Vec<Finding>> {
     Ok(found.0)
 }
 
-/// An entry that was set aside, with its reply. (The original leaves no reply, so there may be none.)
+/// An entry that was set aside, with its reply.
 fn check_aside(found: &mut Findings, dir: &Dir, name: &str, id: EntryId, kind: DescriptorType, shown: &str) {
     if kind != DescriptorType::Directory {
         return found.add(shown, format!("it is no directory but a {}", kind_name(kind)));
@@ -71,8 +71,18 @@ fn check_aside(found: &mut Findings, dir: &Dir, name: &str, id: EntryId, kind: D
     if let Err(why) = load(dir, name, id).and_then(|entry| check_body(dir, name, &entry)) {
         return found.add_damage(shown.into(), why);
     }
-    if let Some(reason) = quarantine::check_response(dir, name) {
+    if let Some(reason) = check_response(dir, name) {
         found.add(shown, reason);
+    }
+}
+
+/// What is wrong with an entry's response.json, if anything. The original leaves none.
+fn check_response(dir: &Dir, name: &str) -> Option<String> {
+    let wrong = |what: &dyn std::fmt::Display| Some(format!("{RESPONSE}: {what}"));
+    match dir.read(&format!("{name}/{RESPONSE}"), layout::MAX_RECORD) {
+        Ok(json) => wrong(&serde_json::from_slice::<Response>(&json).err()?),
+        Err(fault) if fault.is_missing() => None,
+        Err(fault) => wrong(&words(fault.code)),
     }
 }
 

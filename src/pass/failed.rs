@@ -36,7 +36,13 @@ impl Pass {
                 Settled::stays(Outcome::Ambiguous, format!("{why}; {AMBIGUOUS}"))
             }
             Failure::NoReply(why) => {
-                self.upstream_away_unless_suspect(entry);
+                // It says little about the upstream, so as long as nothing else does, another is asked.
+                if !self.answered && self.is_suspect(entry) && self.passed_over < PATIENCE {
+                    self.passed_over += 1;
+                    self.doubt_upstream(Health::Down, entry.id);
+                } else {
+                    self.upstream_away(Health::Down, entry.id);
+                }
                 let due = self.due_if_suspect(entry);
                 self.noted(entry, Outcome::Deferred, why, due, |_| {})
             }
@@ -138,17 +144,6 @@ impl Pass {
         }
     }
 
-    /// No reply. One that was tried in vain so often says little about the upstream: as long as nothing else does, another
-    /// is asked.
-    fn upstream_away_unless_suspect(&mut self, entry: &Entry) {
-        let stopping = self.stopping;
-        self.upstream_away(Health::Down, entry.id);
-        if !self.answered && self.is_suspect(entry) && self.passed_over < PATIENCE {
-            self.passed_over += 1;
-            self.stopping = stopping;
-        }
-    }
-
     /// Something was answered after all.
     pub(super) fn upstream_is_there(&mut self) {
         if self.passed_over > 0 && !self.config.original {
@@ -157,12 +152,18 @@ impl Pass {
         }
     }
 
+    /// The pass has nothing further to start.
     fn upstream_away(&mut self, health: Health, id: EntryId) {
+        self.doubt_upstream(health, id);
+        self.stopping |= !self.config.original;
+    }
+
+    /// The upstream counts as away, unless something is answered yet.
+    fn doubt_upstream(&mut self, health: Health, id: EntryId) {
         self.report.upstream = health;
         if self.config.original {
             return;
         }
-        self.stopping = true;
         // With several in flight, the oldest is the next probe.
         let probe = self.report.resume.probe.as_deref().and_then(EntryId::parse);
         self.report.resume.probe = Some(probe.map_or(id, |p| p.min(id)).to_string());
