@@ -309,6 +309,10 @@ async fn entries_with_long_headers_are_read_ahead_as_far_as_there_is_room() {
     assert_eq!(replay(&outbox).await.0.delivered, 3_000);
 }
 
+/// A pass looks for what was put back ten times a second at most, and after 50 times what the last look took, which a busy
+/// machine makes long.
+const LISTED_AGAIN: Duration = Duration::from_secs(1);
+
 #[tokio::test]
 async fn a_write_put_back_in_mid_pass_goes_before_those_queued_later() {
     for (order, concurrency) in [(Order::Path, 1), (Order::Path, 4), (Order::Strict, 1)] {
@@ -339,8 +343,7 @@ async fn a_write_put_back_in_mid_pass_goes_before_those_queued_later() {
         });
         server.wait_for(1 + 2 + concurrency).await;
         builder().open().unwrap().retry(&old).await.unwrap();
-        // A pass looks for such ten times a second at most.
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        tokio::time::sleep(LISTED_AGAIN).await;
         gate.open();
         pass.await.unwrap().unwrap();
         replay(&outbox).await;
@@ -375,8 +378,7 @@ async fn a_write_put_back_after_a_later_one_was_sent_waits_for_the_next_pass_whi
         };
         server.wait_for(if sent { 4 } else { 3 }).await;
         builder().open().unwrap().retry(&old).await.unwrap();
-        // A pass looks for such ten times a second at most.
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        tokio::time::sleep(LISTED_AGAIN).await;
         gate.open();
         let report = pass.await.unwrap();
         assert_eq!(report.remaining, if sent { 1 } else { 2 }, "{report:?}");
