@@ -9,6 +9,8 @@
 )]
 
 mod ambiguous;
+mod arrivals;
+mod bodies;
 mod cached;
 mod chain;
 mod cli;
@@ -26,6 +28,7 @@ mod durable;
 mod fixtures;
 mod full_disk;
 mod fuzz;
+mod heirs;
 mod http2;
 mod kill;
 mod kit;
