@@ -96,7 +96,12 @@ impl Lease {
             }
             Look::At(found) => return Err(refusal(found)),
             // Removed by hand, or by one who held it while this one slept.
-            Look::Missing => *self.file.borrow_mut() = create(&self.dir, &self.owner)?,
+            Look::Missing => match create(&self.dir, &self.owner) {
+                Ok(file) => *self.file.borrow_mut() = file,
+                Err(error @ Error::AnotherReplays(_)) => return Err(error),
+                // A full disk, say. Sending is what makes room.
+                Err(_) => {}
+            },
             Look::Unreadable => {}
         }
         self.due.set(next);

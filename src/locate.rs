@@ -49,8 +49,14 @@ pub fn newest(queue: &Queue) -> Result<Option<EntryId>> {
 pub fn locate(queue: &Queue, wanted: &str) -> Result<Located> {
     let missing = || Error::NoSuchEntry(wanted.into());
     // rejected/<id>.<ts> and corrupt/<id>.<ts> are names too: that is how the directories read.
-    let bare = wanted.rsplit_once('/').map_or(wanted, |(_, bare)| bare);
-    if let Some(id) = EntryId::parse(bare) {
+    let (only, bare) = match wanted.split_once('/') {
+        Some((place, bare)) if ASIDE.iter().any(|(aside, _)| *aside == place) => (Some(place), bare),
+        Some(_) => return Err(missing()),
+        None => (None, wanted),
+    };
+    if only.is_none()
+        && let Some(id) = EntryId::parse(bare)
+    {
         match queue.dir.stat(bare) {
             Ok(_) => {
                 return Ok(Located { dir: None, name: bare.into(), id, place: Place::Pending, stamp: None });
@@ -62,7 +68,10 @@ pub fn locate(queue: &Queue, wanted: &str) -> Result<Located> {
     let matches = |name: &str, id: EntryId| name == bare || id.to_string() == bare;
     let mut best: Option<(Option<&str>, String, EntryId, Place, String)> = None;
     let mut offer = |sub, name: &str, id, place, stamp: &str| {
-        if matches(name, id) && best.as_ref().is_none_or(|b| b.4.as_str() < stamp) {
+        if (only.is_none() || only == sub)
+            && matches(name, id)
+            && best.as_ref().is_none_or(|b| b.4.as_str() < stamp)
+        {
             best = Some((sub, name.to_owned(), id, place, stamp.to_owned()));
         }
     };

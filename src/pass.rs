@@ -74,6 +74,8 @@ pub struct Pass {
     passed_over: u32,
     /// Nothing further is started.
     stopping: bool,
+    /// Why not, where the pass ends with an error.
+    trouble: Option<Error>,
     /// Monotonic, in nanoseconds: nothing further is started after this.
     ends_at: Option<u64>,
     /// When the first entry that is not yet due will be.
@@ -157,6 +159,7 @@ impl Pass {
             answered: false,
             passed_over: 0,
             stopping: false,
+            trouble: None,
             ends_at: options.budget_ms.map(nanos),
             soonest: None,
             removals: Removals::new(options.sweep_every),
@@ -182,27 +185,41 @@ impl Pass {
         self.report.clone()
     }
 
-    /// Waits for the next outcome; none when the pass is over.
+    /// Waits for the next outcome; none when the pass is over. An error ends it, but what is under way is waited for
+    /// first: its outcome must not be lost.
     pub fn advance(&mut self) -> Result<Option<Event>> {
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Ok(Some(event));
             }
-            if let Some(lease) = &self.lease {
-                lease.keep()?;
-            }
-            self.fill()?;
-            if !self.events.is_empty() {
-                continue;
-            }
-            if self.flights.is_empty() {
-                self.finish()?;
-                return Ok(None);
-            }
-            let more = self.work_ahead()?;
+            let more = match self.go_on() {
+                Ok(more) => more,
+                Err(error) => {
+                    self.trouble.get_or_insert(error);
+                    self.stopping = true;
+                    false
+                }
+            };
             if self.events.is_empty() {
+                if self.flights.is_empty() {
+                    self.finish()?;
+                    return Ok(None);
+                }
                 self.wait(more);
             }
+        }
+    }
+
+    /// Starts what may be started, and does some of what can be done while requests are under way; whether there is more of
+    /// that.
+    fn go_on(&mut self) -> Result<bool> {
+        if let Some(lease) = &self.lease {
+            lease.keep()?;
+        }
+        self.fill()?;
+        match self.events.is_empty() && !self.flights.is_empty() {
+            true => self.work_ahead(),
+            false => Ok(false),
         }
     }
 
@@ -237,7 +254,7 @@ impl Pass {
 
     /// Starts the entry that is ready already, if the last request, which was started then, was answered soon. It concerns
     /// another resource than the one whose reply has just come, or it would not be ready.
-    fn go_on(&mut self, task: &Task, reply: &Reply) {
+    fn launch_next(&mut self, task: &Task, reply: &Reply) {
         let quick = monotonic_clock::now().saturating_sub(task.started) < QUICK;
         let may = quick
             && self.flights.is_empty()
@@ -346,18 +363,31 @@ impl Pass {
                 && self.is_single_file()
                 && reply.is_success()
             {
-                self.go_on(&task, reply);
+                self.launch_next(&task, reply);
             }
             self.settle(task, result);
+        }
+    }
+
+    /// How many passes in a row have found the upstream away, if this one has.
+    fn outages(&self) -> u32 {
+        match self.answered {
+            // It was there until just now.
+            true => 1,
+            false => self.report.resume.outages.saturating_add(1),
         }
     }
 
     /// Makes removals durable and says when to come again.
     fn finish(&mut self) -> Result<()> {
         self.removals.finish(&self.queue)?;
+        if let Some(error) = self.trouble.take() {
+            return Err(error);
+        }
+        let outages = self.outages();
         let report = &mut self.report;
         let away = report.upstream != Health::Up;
-        report.resume.outages = if away { report.resume.outages.saturating_add(1) } else { 0 };
+        report.resume.outages = if away { outages } else { 0 };
         report.resume.remaining = report.remaining;
         let delay = if self.config.original && report.remaining > 0 {
             backoff::TICK

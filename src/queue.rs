@@ -234,6 +234,10 @@ impl Queue {
             return Ok(None);
         }
         if stat.size < layout::NOTES_LEN {
+            // The first write of all: who made the queue's directory may have died before its name was durable.
+            if self.sync {
+                self.root.sync()?;
+            }
             opened.write(b"\n", layout::NOTES_LEN - 1).map_err(fault)?;
         }
         Ok(Some(self.newest.get_or_init(|| opened)))

@@ -28,10 +28,11 @@ fn release(queue: &Queue, id: EntryId, name: &str) -> Result<()> {
         if state.is_ambiguous() {
             state.last_error = None;
             state.in_flight = false;
+            state.asked = false;
             state.attempts = state.attempts.max(1);
         }
         if queue.swap_state(id, &was, &state)? {
-            return Ok(());
+            return queue.sync_entry(&queue.dir, &id.to_string());
         }
     }
     Err(Error::Io(format!("{name} is being sent just now; try again")))

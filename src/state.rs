@@ -7,7 +7,7 @@ use crate::{Error, clock};
 use serde::{Deserialize, Serialize};
 use std::time::SystemTime;
 
-/// What `last_error` ends with where somebody is asked whether a write that may have been applied is sent again.
+/// How somebody is asked whether a write that may have been applied is sent again.
 pub const AMBIGUOUS: &str =
     "it may have been applied; 'outbox retry' sends it again, 'outbox drop' removes it";
 
@@ -37,6 +37,9 @@ pub struct State {
     /// byte leaves, and only where somebody asks for it: `--ambiguous hold`, `--coalesce`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_flight: bool,
+    /// And somebody is being asked whether it is to be sent again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub asked: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde wants")]
@@ -52,7 +55,7 @@ impl State {
 
     /// Whether somebody is being asked if it is to be sent again.
     pub fn is_ambiguous(&self) -> bool {
-        self.in_flight && self.last_error.as_ref().is_some_and(|why| why.ends_with(AMBIGUOUS))
+        self.in_flight && self.asked
     }
 
     /// Reads the record.

@@ -55,7 +55,7 @@ fn make(root: &Path, outbox: &Path) -> std::io::Result<()> {
     if fs::symlink_metadata(outbox.join(LOCK)).is_ok() {
         return Ok(());
     }
-    let (is_new, missing) = (!outbox.is_dir(), root.ancestors().take_while(|dir| is_missing(dir)).count());
+    let is_new = !outbox.is_dir();
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     builder.create(root)?;
@@ -64,20 +64,23 @@ fn make(root: &Path, outbox: &Path) -> std::io::Result<()> {
     builder.create(outbox)?;
     // What is queued in them is worth no more than their own names. (Directories cannot be opened for that
     // on Windows, whose file systems see to it themselves.)
-    let sync = |dir: &Path| File::open(dir).and_then(|dir| dir.sync_all());
-    let synced = match cfg!(unix) {
-        true => fs::canonicalize(root)?.ancestors().take(1 + missing).try_for_each(sync),
-        false => Ok(()),
-    };
+    if cfg!(unix) {
+        // All of them: whoever made one may have died before it was synced.
+        fs::canonicalize(root)?.ancestors().try_for_each(sync_name)?;
+    }
     // There before anything is queued: a disk without inodes could not be emptied if replaying needed one.
-    match synced.and_then(|()| Dir::of(root)?.open(LOCK, Access::Write)) {
+    match Dir::of(root)?.open(LOCK, Access::Write) {
         Err(error) if is_new => Err(error),
         _ => Ok(()),
     }
 }
 
-fn is_missing(dir: &Path) -> bool {
-    !dir.as_os_str().is_empty() && !dir.is_dir()
+/// Makes the names in a directory durable. One that this user may not read or change is somebody else's to care for.
+fn sync_name(dir: &Path) -> std::io::Result<()> {
+    match File::open(dir).and_then(|dir| dir.sync_all()) {
+        Err(e) if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// How long the lock is waited for, in several tries: whoever asks who has it ([`Lock::holder`]) has it for a moment.

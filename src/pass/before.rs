@@ -36,6 +36,7 @@ impl Pass {
             false => {
                 entry.state.attempts = entry.state.attempts.saturating_add(1);
                 entry.state.last_error = Some(AMBIGUOUS.into());
+                entry.state.asked = true;
                 let _ = self.queue.save_state(entry.id, &entry.state);
                 let Entry { id, meta, .. } = &*entry;
                 let settled = Settled::stays(Outcome::Ambiguous, AMBIGUOUS);
@@ -55,7 +56,7 @@ impl Pass {
         };
         if wanted && !entry.state.in_flight {
             entry.state.in_flight = true;
-            // It was told once, and somebody has sent it again: if this ends like that, it is told again.
+            // Why it was tried in vain before says nothing of this time.
             entry.state.last_error = None;
             let noted = self.queue.save_state_durably(entry.id, &entry.state);
             match noted {

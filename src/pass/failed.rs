@@ -32,6 +32,7 @@ impl Pass {
                 let mut state = entry.state.clone();
                 state.attempts = state.attempts.saturating_add(1);
                 state.last_error = Some(format!("{why}; {AMBIGUOUS}"));
+                state.asked = true;
                 let _ = self.queue.save_state(entry.id, &state);
                 Settled::stays(Outcome::Ambiguous, format!("{why}; {AMBIGUOUS}"))
             }
@@ -66,7 +67,7 @@ impl Pass {
     /// something is wrong: after the next pass, so that another gets its turn as the probe.
     fn due_if_suspect(&self, entry: &Entry) -> Option<SystemTime> {
         let tries = entry.state.tries().checked_sub(PATIENCE - 1)?.saturating_add(1);
-        let pause = backoff::outage(self.report.resume.outages.saturating_add(1)) + backoff::SOON;
+        let pause = backoff::outage(self.outages()) + backoff::SOON;
         Some(SystemTime::now() + backoff::entry(tries, get_random_u64() as u32).max(pause))
     }
 

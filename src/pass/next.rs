@@ -12,7 +12,7 @@ use crate::key::Key;
 use crate::meta::Meta;
 use crate::schedule::{Offered, Turn};
 use crate::unloadable::Unloadable;
-use crate::{Result, chain, guest, headers};
+use crate::{Result, backoff, chain, guest, headers};
 use std::borrow::Cow;
 use std::time::SystemTime;
 use wasi::clocks::monotonic_clock;
@@ -157,7 +157,9 @@ impl Pass {
 
     fn unloadable(&mut self, id: EntryId, why: Unloadable) {
         let settled = match (&why, why.reason()) {
-            (Unloadable::Gone | Unloadable::InProgress, _) | (_, None) => return self.left(id),
+            // The original is just writing it.
+            (Unloadable::InProgress, _) => return self.not_due_before(SystemTime::now() + backoff::SOON),
+            (Unloadable::Gone, _) | (_, None) => return self.left(id),
             // The original passes over what it cannot read.
             (Unloadable::Damaged(_), _) if self.config.original => return,
             (Unloadable::Damaged(reason), _) => self.set_corrupt(id, reason),

@@ -15,6 +15,7 @@ use crate::headers;
 use crate::outcome::{Verdict, verdict};
 use crate::precondition::Validator;
 use crate::response::Current;
+use crate::state::State;
 use crate::unloadable::Unloadable;
 
 /// Why a question could not be asked, and what it was about.
@@ -46,6 +47,11 @@ impl Pass {
         }
         let doing = Doing::Learning(status);
         if entry.meta.method != "PUT" {
+            // It was taken: whatever becomes of the question, it is not written again. (A PUT may be.)
+            if entry.state.taken.is_none() {
+                let state = State { taken: Some(status), in_flight: false, ..entry.state.clone() };
+                let _ = self.queue.save_state_durably(entry.id, &state);
+            }
             return Step::Ask(doing, "HEAD", None);
         }
         // Somebody else may have been faster than a HEAD: only the content proves that the version is ours.
