@@ -99,7 +99,7 @@ impl Cached {
             }
             let names = match queue.load(later) {
                 Ok(entry) => place(&entry.meta.raw_uri),
-                Err(Unloadable::Io(_) | Unloadable::InProgress) => {
+                Err(Unloadable::Io(_) | Unloadable::InProgress(_)) => {
                     self.unsure = true;
                     break;
                 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use time::format_description::well_known::{Rfc2822, Rfc3339};
 
 /// The time in Unix nanoseconds; 0 before 1970.
 pub fn unix_nanos(at: SystemTime) -> u64 {
@@ -46,11 +46,14 @@ pub fn expand_compact(stamp: &str) -> Option<String> {
     stamp.starts_with(&text.replace(['-', ':'], "")).then_some(text)
 }
 
+/// Go's zero time, in Unix nanoseconds.
+const ZERO: i128 = -62_135_596_800_000_000_000;
+
 /// Reads RFC 3339 with any offset and fraction. Go's zero time, which its `omitempty` does not omit, is
-/// the year 1 and reads as none.
+/// the year 1's first second and reads as none.
 pub fn parse_rfc3339(text: &str) -> Result<Option<SystemTime>, time::error::Parse> {
     let at = OffsetDateTime::parse(text, &Rfc3339)?;
-    Ok((at.year() > 1).then(|| at.into()))
+    Ok((at.unix_timestamp_nanos() != ZERO).then(|| at.into()))
 }
 
 /// Spells an RFC 3339 time as Go reads it, which wants capital letters, a 'T' and no leap second; an entry
@@ -61,14 +64,29 @@ pub fn respell_rfc3339(text: &str) -> Option<String> {
 
 /// IMF-fixdate (RFC 9110 section 5.6.7), whole seconds, the fraction cut off.
 pub fn http_date(at: SystemTime) -> String {
-    // The crate's formatting panics before 1970 and after 9999.
+    // The years 0 to 9999 have four digits.
+    let first = UNIX_EPOCH - Duration::from_secs(62_167_219_200);
     let last = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    httpdate::fmt_http_date(at.clamp(UNIX_EPOCH, last))
+    let at = at.clamp(first, last);
+    // The crate's formatting panics before 1970.
+    if at >= UNIX_EPOCH {
+        return httpdate::fmt_http_date(at);
+    }
+    let at = OffsetDateTime::from(at);
+    let (weekday, month) = (at.weekday().to_string(), at.month().to_string());
+    let (hour, minute, second) = at.to_hms();
+    let (day, year) = (at.day(), at.year());
+    format!("{weekday:.3}, {day:02} {month:.3} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
 }
 
 /// Reads any of the three HTTP dates.
 pub fn parse_http_date(text: &str) -> Option<SystemTime> {
-    httpdate::parse_http_date(text.trim()).ok()
+    let text = text.trim();
+    let before_1970 = || {
+        let at = text.ends_with(" GMT").then(|| OffsetDateTime::parse(text, &Rfc2822).ok())??;
+        Some(at.into())
+    };
+    httpdate::parse_http_date(text).ok().or_else(before_1970)
 }
 
 /// How long ago something was modified, by the wall clock; zero where that is in the future.
@@ -82,6 +100,20 @@ pub fn age(modified: Option<wasi::clocks::wall_clock::Datetime>) -> Option<Durat
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_before_1970_is_no_other() {
+        let at = parse_rfc3339("1965-01-31T01:02:03.5+02:00").unwrap().unwrap();
+        let date = "Sat, 30 Jan 1965 23:02:03 GMT";
+        assert_eq!(http_date(at), date);
+        assert_eq!(http_date(parse_http_date(date).unwrap()), date);
+        assert!(parse_rfc3339("0001-01-01T00:00:00Z").unwrap().is_none());
+        assert!(parse_rfc3339("0001-01-01T02:00:00+02:00").unwrap().is_none());
+        let first = parse_rfc3339("0001-06-01T00:00:00Z").unwrap().unwrap();
+        assert_eq!(http_date(first), "Fri, 01 Jun 0001 00:00:00 GMT");
+        let first = parse_rfc3339("0000-01-01T00:00:00+02:00").unwrap().unwrap();
+        assert_eq!(http_date(first), "Sat, 01 Jan 0000 00:00:00 GMT");
+    }
 
     #[test]
     fn a_base_time_of_the_original_keeps_its_second_across_offsets() {
@@ -126,7 +158,7 @@ mod tests {
     #[test]
     fn times_out_of_range_do_not_panic() {
         let early = parse_rfc3339("1066-10-14T09:00:00Z").unwrap().unwrap();
-        assert_eq!(http_date(early), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(http_date(early), "Sun, 14 Oct 1066 09:00:00 GMT");
         assert_eq!(unix_nanos(early), 0);
     }
 }

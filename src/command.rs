@@ -105,8 +105,8 @@ fn send(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Entries per call while listing.
-const PAGE: u32 = 256;
+/// Entries per call while listing: as many as fit, for each call lists the directory.
+const PAGE: u32 = u32::MAX;
 
 fn list() -> Result<()> {
     let mut after = None;

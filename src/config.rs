@@ -153,7 +153,11 @@ fn expected_header(text: &str) -> Result<(String, String)> {
     let malformed = || refuse("OUTBOX_EXPECT_HEADER", text, "it is not of the form 'Name: value'");
     let Some((name, value)) = text.split_once(':') else { return malformed() };
     let (name, value) = (name.trim(), value.trim());
-    match name.is_empty() || name.contains(char::is_whitespace) || value.is_empty() {
+    match name.is_empty()
+        || name.contains(char::is_whitespace)
+        || value.is_empty()
+        || value.contains(char::is_control)
+    {
         true => malformed(),
         false => Ok((name.into(), value.into())),
     }

@@ -139,7 +139,7 @@ fn without_meta(dir: &Dir, name: &str, fault: Fault) -> Unloadable {
     }
     // Publishing is one rename, but the original makes the directory first and meta.json last.
     match clock::age(stat.data_modification_timestamp) {
-        Some(age) if age < ABANDONED_AFTER => Unloadable::InProgress,
+        Some(age) if age < ABANDONED_AFTER => Unloadable::InProgress(age),
         _ => Unloadable::Damaged("meta.json is missing".into()),
     }
 }

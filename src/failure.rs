@@ -7,6 +7,8 @@ use wasi::http::types::ErrorCode;
 pub enum Failure {
     /// The upstream could not be reached.
     Unreachable(String),
+    /// The upstream has said that it has not looked at the request, or takes no more just now. It is there.
+    Unprocessed(String),
     /// The upstream did not answer. What it did with the request is unknown, and so is whether the request
     /// is to blame.
     NoReply(String),
@@ -21,6 +23,7 @@ impl Failure {
     pub fn after(self, what: &str) -> Failure {
         match self {
             Failure::Unreachable(why) => Failure::Unreachable(format!("{what}: {why}")),
+            Failure::Unprocessed(why) => Failure::Unprocessed(format!("{what}: {why}")),
             Failure::NoReply(why) => Failure::NoReply(format!("{what}: {why}")),
             other => other,
         }
@@ -66,6 +69,10 @@ pub fn no_reply(code: &ErrorCode) -> Failure {
         ErrorCode::HttpRequestDenied => "the sandbox's host does not let this request out".into(),
         ErrorCode::InternalError(Some(text)) => first_line(text),
         ErrorCode::HttpProtocolError => "the connection broke off, or the reply was no HTTP".into(),
+        // That of the bundled host for what RFC 9113 says in sections 6.8 and 8.7.
+        ErrorCode::ConnectionLimitReached => {
+            return Failure::Unprocessed("the server has not looked at this request".into());
+        }
         other => format!("{other:?}").trim_start_matches("ErrorCode::").to_owned(),
     };
     match unreachable {

@@ -286,7 +286,7 @@ fn pending_size(dir: &Dir, id: EntryId, kind: DescriptorType) -> u64 {
         return size(dir, &id.to_string(), DEEPEST);
     }
     let files = [BODY, META, STATE].iter().filter_map(|file| dir.stat(&format!("{id}/{file}")).ok());
-    files.map(|stat| blocks(stat.size)).sum::<u64>().saturating_add(BLOCK)
+    files.map(|stat| blocks(stat.size)).fold(BLOCK, u64::saturating_add)
 }
 
 /// The size of whatever is at a path. What cannot be looked at counts nothing.

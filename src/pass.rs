@@ -72,6 +72,8 @@ pub struct Pass {
     answered: bool,
     /// How many were tried before that whose failure says little about the upstream.
     passed_over: u32,
+    /// How many the upstream has not looked at, it says, since it last answered.
+    unprocessed: usize,
     /// Nothing further is started.
     stopping: bool,
     /// Why not, where the pass ends with an error.
@@ -158,6 +160,7 @@ impl Pass {
             probed: None,
             answered: false,
             passed_over: 0,
+            unprocessed: 0,
             stopping: false,
             trouble: None,
             ends_at: options.budget_ms.map(nanos),
@@ -369,25 +372,22 @@ impl Pass {
         }
     }
 
-    /// How many passes in a row have found the upstream away, if this one has.
-    fn outages(&self) -> u32 {
-        match self.answered {
-            // It was there until just now.
-            true => 1,
-            false => self.report.resume.outages.saturating_add(1),
-        }
-    }
-
     /// Makes removals durable and says when to come again.
     fn finish(&mut self) -> Result<()> {
         self.removals.finish(&self.queue)?;
         if let Some(error) = self.trouble.take() {
             return Err(error);
         }
-        let outages = self.outages();
         let report = &mut self.report;
         let away = report.upstream != Health::Up;
-        report.resume.outages = if away { outages } else { 0 };
+        let found = match report.upstream {
+            Health::Up => true,
+            Health::Down => self.answered,
+            Health::Auth => report.delivered > 0,
+        };
+        // One that was there until just now is away for the first time.
+        let before = if found { 0 } else { report.resume.outages };
+        report.resume.outages = if away { before.saturating_add(1) } else { 0 };
         report.resume.remaining = report.remaining;
         let delay = if self.config.original && report.remaining > 0 {
             backoff::TICK

@@ -1,14 +1,15 @@
 //! Why an entry cannot be read.
 
 use crate::{Error, guest};
+use std::time::Duration;
 
 /// Why an entry cannot be read.
 #[derive(Debug)]
 pub enum Unloadable {
     /// It is no longer there.
     Gone,
-    /// Somebody is still writing it.
-    InProgress,
+    /// Somebody is still writing it, and has been for this long.
+    InProgress(Duration),
     /// A newer program wrote it, in this format.
     Newer(u64),
     /// It is damaged, for this reason.
@@ -24,7 +25,7 @@ impl Unloadable {
     pub fn reason(&self) -> Option<String> {
         Some(match self {
             Unloadable::Gone => return None,
-            Unloadable::InProgress => "meta.json is missing".into(),
+            Unloadable::InProgress(_) => "meta.json is missing".into(),
             Unloadable::Newer(format) => format!("it has format {format}, which a newer outbox wrote"),
             Unloadable::Damaged(reason) | Unloadable::Denied(reason) => reason.clone(),
             Unloadable::Io(error) => guest::describe(error),

@@ -49,7 +49,7 @@ pub fn verify(queue: &Queue) -> Result<Vec<Finding>> {
         let name = id.to_string();
         match load(&queue.dir, &name, id).and_then(|entry| check_body(&queue.dir, &name, &entry)) {
             // Somebody is still writing it.
-            Ok(()) | Err(Unloadable::InProgress) => {}
+            Ok(()) | Err(Unloadable::InProgress(_)) => {}
             Err(why) => found.add_damage(name, why),
         }
     }

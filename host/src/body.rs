@@ -33,7 +33,8 @@ impl Body {
 
     /// What a reader yields, such as an open file. It is read on the thread that writes the entry, a chunk
     /// at a time. Whoever drops the write's future ends it after the read that is under way: one that never returns
-    /// keeps its thread.
+    /// keeps its thread. It may not use tokio's blocking calls there (`Handle::block_on`, `SyncIoBridge`), which panic: what
+    /// comes from async code is a stream.
     pub fn reader(reader: impl Read + Send + 'static) -> Body {
         Body(Kind::Reader(Box::new(reader)))
     }

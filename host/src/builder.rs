@@ -379,7 +379,9 @@ impl Builder {
 /// Whether this is a header field that a reply can have.
 fn is_field(text: &str) -> bool {
     text.split_once(':').is_some_and(|(name, value)| {
-        http::HeaderName::from_bytes(name.trim().as_bytes()).is_ok() && !value.trim().is_empty()
+        http::HeaderName::from_bytes(name.trim().as_bytes()).is_ok()
+            && !value.trim().is_empty()
+            && http::HeaderValue::from_str(value.trim()).is_ok()
     })
 }
 

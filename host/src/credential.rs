@@ -26,8 +26,8 @@ impl fmt::Debug for Credential {
 }
 
 impl Credential {
-    /// A callback that gives the whole value of the header, or none. It is called on the thread of the pass that needs it,
-    /// one call at a time: while it waits, nothing is sent.
+    /// A callback that gives the whole value of the header, or none. It is called on a thread where it may wait, and may use
+    /// a runtime's blocking calls, one call at a time, also where several outboxes share it: while it waits, nothing is sent.
     pub fn from_fn(source: impl Fn() -> Option<HeaderValue> + Send + Sync + 'static) -> Credential {
         Credential(Arc::new(Inner { source: Box::new(source), current: Mutex::new(None) }))
     }
@@ -74,14 +74,28 @@ impl Credential {
     }
 
     /// The header's value.
-    pub(crate) fn value(&self) -> Option<HeaderValue> {
-        let mut current = self.0.current.lock().unwrap_or_else(PoisonError::into_inner);
-        current.get_or_insert_with(|| (self.0.source)()).clone()
+    pub(crate) async fn value(&self) -> Option<HeaderValue> {
+        let known = self.0.current.try_lock().ok().and_then(|current| current.clone());
+        if let Some(value) = known {
+            return value;
+        }
+        let inner = self.0.clone();
+        let asking = tokio::task::spawn_blocking(move || {
+            let mut current = inner.current.lock().unwrap_or_else(PoisonError::into_inner);
+            current.get_or_insert_with(|| (inner.source)()).clone()
+        });
+        match asking.await {
+            Ok(value) => value,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime ends.
+            Err(_) => None,
+        }
     }
 
-    /// The upstream refused it: ask the source again next time.
-    pub(crate) fn refused(&self) {
-        *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// The upstream refused this: ask the source again next time. (Refusals of several requests may come after another was
+    /// asked for.)
+    pub(crate) fn refused(&self, sent: &Option<HeaderValue>) {
+        self.0.current.lock().unwrap_or_else(PoisonError::into_inner).take_if(|current| current == sent);
     }
 }
 
@@ -101,25 +115,26 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    #[test]
-    fn the_source_is_asked_again_only_after_a_refusal() {
+    #[tokio::test]
+    async fn the_source_is_asked_again_only_after_a_refusal() {
         let asked = Arc::new(AtomicU32::new(0));
         let count = asked.clone();
-        let credential = Credential::from_fn(move || {
-            count.fetch_add(1, Ordering::Relaxed);
-            None
-        });
-        assert!(credential.value().is_none() && credential.value().is_none());
-        assert_eq!(asked.load(Ordering::Relaxed), 1);
-        credential.refused();
-        credential.value();
-        assert_eq!(asked.load(Ordering::Relaxed), 2);
+        let credential =
+            Credential::from_fn(move || Some(HeaderValue::from(count.fetch_add(1, Ordering::Relaxed))));
+        let first = credential.value().await;
+        assert_eq!((&credential.value().await, asked.load(Ordering::Relaxed)), (&first, 1));
+        credential.refused(&first);
+        let second = credential.value().await;
+        assert_ne!(first, second);
+        // The refusal of another request, which had gone with the first.
+        credential.refused(&first);
+        assert_eq!((credential.value().await, asked.load(Ordering::Relaxed)), (second, 2));
     }
 
-    #[test]
-    fn a_token_never_shows() {
+    #[tokio::test]
+    async fn a_token_never_shows() {
         let credential = Credential::bearer("s3cret").unwrap();
-        assert!(!format!("{credential:?} {:?}", credential.value()).contains("s3cret"));
+        assert!(!format!("{credential:?} {:?}", credential.value().await).contains("s3cret"));
         for bad in ["", "two words", "line\nbreak"] {
             assert!(!Credential::bearer(bad).unwrap_err().to_string().contains("line"));
         }

@@ -74,7 +74,7 @@ impl Origin {
         let port = match authority.port() {
             Some(port) => Some(port.as_u16()),
             // A colon without a number that is a port would otherwise read as the default.
-            None => authority.as_str().ends_with(&authority.host().to_owned()).then_some(default_port),
+            None => authority.as_str().ends_with(authority.host()).then_some(default_port),
         };
         let port = port.filter(|port| *port != 0)?;
         (!host.is_empty()).then_some(Origin { scheme, host, port })
@@ -141,9 +141,13 @@ impl Way {
             tracing::warn!("request refused: the sandbox lets out no {}", request.method());
             return Err(HttpError::HttpRequestMethodInvalid);
         }
-        if let Some(credential) = &self.credential {
+        let value = match &self.credential {
+            Some(credential) => credential.value().await,
+            None => None,
+        };
+        if self.credential.is_some() {
             request.headers_mut().remove(header::AUTHORIZATION);
-            if let Some(value) = credential.value() {
+            if let Some(value) = value.clone() {
                 request.headers_mut().insert(header::AUTHORIZATION, value);
             }
         }
@@ -152,7 +156,7 @@ impl Way {
         if let (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(credential)) =
             (response.status(), &self.credential)
         {
-            credential.refused();
+            credential.refused(&value);
         }
         Ok(response.map(|body| body.map_err(HttpError::from).boxed_unsync()))
     }

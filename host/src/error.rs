@@ -114,7 +114,7 @@ impl fmt::Display for Error {
             Error::NoSpace => f.write_str("no space left on the outbox's device; nothing was queued or changed"),
             Error::Root { path, reason } => write!(f, "root {}: {reason}", path.display()),
             Error::Replaced(path) => {
-                write!(f, "root {}: its directory was removed or replaced, so it is replayed no more; start again", path.display())
+                write!(f, "root {}: its directory was removed or replaced, so it is replayed no more; open the outbox anew, or start this program again", path.display())
             }
             Error::Locked(Some(pid)) => {
                 write!(f, "another outbox (process {pid}) is replaying this root; if it is 'outbox run', 'outbox wake' makes it replay now")

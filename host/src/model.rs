@@ -223,7 +223,7 @@ pub enum Outcome {
     Conflict,
     /// Refused for good and kept.
     Rejected,
-    /// Refused for good and removed, as configured.
+    /// Refused for good and removed, as configured; or somebody else has taken it out of the queue meanwhile.
     Dropped,
     /// Not now.
     Deferred,
@@ -327,7 +327,7 @@ pub struct Report {
     pub conflicts: u64,
     /// Entries that were refused and kept.
     pub rejected: u64,
-    /// Entries that were refused and removed.
+    /// Entries that were refused and removed, or that somebody else has taken out of the queue meanwhile.
     pub dropped: u64,
     /// Entries that were tried and stay.
     pub deferred: u64,
@@ -341,7 +341,7 @@ pub struct Report {
     pub superseded: u64,
     /// Deliveries after which the server named no version, so that the next edit goes without a precondition.
     pub unprotected: u64,
-    /// Entries that wait now.
+    /// Entries that wait now; those of the report before where the pass ended before it had listed the queue.
     pub remaining: u64,
     /// How the upstream was found; up where nothing had to be sent ([`Report::asked`]).
     pub upstream: Health,

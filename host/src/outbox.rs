@@ -58,6 +58,8 @@ impl Drop for Handles {
 
 pub(crate) struct Inner {
     recipe: Recipe,
+    /// The queue's directory, as it was opened.
+    place: Option<(u64, u64)>,
     pub(crate) queue: Instances,
     pub(crate) gather: Gather,
     pub(crate) replayer: Worker,
@@ -115,6 +117,7 @@ impl Outbox {
             gather: Gather::new(disk),
             replayer: Worker::new("replay", recipe.clone()),
             sweeper: Arc::new(Worker::in_background("sweep", recipe.clone())),
+            place: root::id(&recipe.root),
             recipe,
             events: Events::default(),
             wake: Arc::default(),
@@ -208,7 +211,8 @@ impl Outbox {
         self.queue(async move |queue, store| queue.call_get(store, &name).await).await.map(Into::into)
     }
 
-    /// Reads an entry's body, giving each chunk to `each`.
+    /// Reads an entry's body, giving each chunk to `each`, which may not use tokio's blocking calls (they panic): async code is
+    /// given the chunks through a channel without a limit, or one of `std`.
     pub async fn read_body(
         &self,
         name: impl Into<String>,
@@ -417,7 +421,12 @@ impl Inner {
         if *self.stop.borrow() {
             return Err(Error::ShutDown);
         }
-        Ok(Arc::new(Lock::take(&self.recipe.root)?))
+        let lock = Lock::take(self.root())?;
+        // What is here now is another's, or a new outbox's; the instances go on with what was.
+        match root::id(self.root()) == self.place {
+            true => Ok(Arc::new(lock)),
+            false => Err(Error::Replaced(self.root().into())),
+        }
     }
 
     pub(crate) fn known(&self) -> MutexGuard<'_, Known> {

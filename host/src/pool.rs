@@ -185,10 +185,17 @@ impl Client {
     }
 }
 
+/// Header fields of a reply, and how long they are together over HTTP/2 (over HTTP/1.1 it is some 400 KiB). More of either
+/// counts as no reply.
+const MOST_FIELDS: usize = 512;
+const LONGEST_HEAD: u32 = 256 * 1024;
+
 fn http(connector: Connector) -> legacy::Client<Connector, WasiBody> {
     legacy::Client::builder(TokioExecutor::new())
         .pool_idle_timeout(IDLE)
         .pool_timer(TokioTimer::new())
+        .http1_max_headers(MOST_FIELDS)
+        .http2_max_header_list_size(LONGEST_HEAD)
         .build(connector)
 }
 
@@ -323,7 +330,7 @@ fn unanswered(error: &legacy::Error) -> HttpError {
         text = cause.to_string();
         if let Some(why) = cause.downcast_ref().and_then(unprocessed) {
             tracing::warn!("{why}: nothing of it was processed");
-            return HttpError::DestinationUnavailable;
+            return HttpError::ConnectionLimitReached;
         }
         if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
             return HttpError::InternalError(Some(format!("TLS: {tls}")));

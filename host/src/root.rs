@@ -83,6 +83,11 @@ fn sync_name(dir: &Path) -> std::io::Result<()> {
     }
 }
 
+/// What tells a root's queue from another one that is in its place later.
+pub(crate) fn id(root: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(root.join(OUTBOX_DIR)).ok().map(|found| dir::id(&found))
+}
+
 /// How long the lock is waited for, in several tries: whoever asks who has it ([`Lock::holder`]) has it for a moment.
 const PAUSES_MS: [u64; 5] = [1, 2, 5, 12, 30];
 

@@ -67,7 +67,8 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let mut watched = self.watches.watched();
         if let Some(watcher) = &mut watched.watcher {
-            let _ = watcher.unwatch(&self.dir);
+            // It panics where its thread has ended.
+            let _ = catch_unwind(AssertUnwindSafe(|| watcher.unwatch(&self.dir)));
         }
         lock(&watched.wakes).remove(&self.dir);
     }

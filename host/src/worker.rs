@@ -94,6 +94,8 @@ impl Worker {
             }
             if let Ok(runtime) = given.recv() {
                 runtime.block_on(work(recipe, inbox));
+                // A credential's callback may hang.
+                runtime.shutdown_background();
             }
         });
         if let Err(e) = thread {

@@ -153,7 +153,7 @@ impl Ahead {
     /// it gets its own in this pass.
     fn catch_up(&mut self, queue: &Queue, id: EntryId) -> u64 {
         match queue.load(id) {
-            Err(Unloadable::Gone | Unloadable::InProgress) => 0,
+            Err(Unloadable::Gone | Unloadable::InProgress(_)) => 0,
             loaded if Some(id) > self.offered => {
                 let place = self.read.partition_point(|(read, _)| *read < id);
                 if place < self.read.len() {

@@ -20,7 +20,17 @@ impl Pass {
     /// There was no reply, or no request.
     pub(super) fn failed(&mut self, entry: &Entry, failure: Failure) -> Settled {
         match failure {
-            Failure::Unreachable(why) => {
+            // The next one may go over a new connection. It is no outage, unless there is no end of it.
+            Failure::Unprocessed(why) if self.answered && self.unprocessed < self.config.concurrency => {
+                self.unprocessed += 1;
+                let note = |state: &mut State| {
+                    state.in_flight = false;
+                    state.unreached = state.unreached.saturating_add(1);
+                };
+                self.not_due_before(SystemTime::now());
+                self.noted(entry, Outcome::Deferred, why, None, note)
+            }
+            Failure::Unreachable(why) | Failure::Unprocessed(why) => {
                 self.upstream_away(Health::Down, entry.id);
                 self.noted(entry, Outcome::Deferred, why, None, |state| {
                     state.in_flight = false;
@@ -67,7 +77,7 @@ impl Pass {
     /// something is wrong: after the next pass, so that another gets its turn as the probe.
     fn due_if_suspect(&self, entry: &Entry) -> Option<SystemTime> {
         let tries = entry.state.tries().checked_sub(PATIENCE - 1)?.saturating_add(1);
-        let pause = backoff::outage(self.outages()) + backoff::SOON;
+        let pause = backoff::outage(self.report.resume.outages.saturating_add(1)) + backoff::SOON;
         Some(SystemTime::now() + backoff::entry(tries, get_random_u64() as u32).max(pause))
     }
 

@@ -12,7 +12,7 @@ use crate::key::Key;
 use crate::meta::Meta;
 use crate::schedule::{Offered, Turn};
 use crate::unloadable::Unloadable;
-use crate::{Result, backoff, chain, guest, headers};
+use crate::{Result, chain, guest, headers};
 use std::borrow::Cow;
 use std::time::SystemTime;
 use wasi::clocks::monotonic_clock;
@@ -157,8 +157,8 @@ impl Pass {
 
     fn unloadable(&mut self, id: EntryId, why: Unloadable) {
         let settled = match (&why, why.reason()) {
-            // The original is just writing it.
-            (Unloadable::InProgress, _) => return self.not_due_before(SystemTime::now() + backoff::SOON),
+            // The original is just writing it. The longer it has been, the less likely it is that it goes on.
+            (Unloadable::InProgress(since), _) => return self.not_due_before(SystemTime::now() + *since),
             (Unloadable::Gone, _) | (_, None) => return self.left(id),
             // The original passes over what it cannot read.
             (Unloadable::Damaged(_), _) if self.config.original => return,
@@ -205,7 +205,7 @@ impl Pass {
             Err(Unloadable::Damaged(reason)) => Err(Failure::Damaged(reason)),
             Err(Unloadable::Denied(why)) => Err(Failure::Unreadable(why)),
             Err(Unloadable::Io(error)) => Err(Failure::Unreadable(guest::describe(&error))),
-            Err(Unloadable::Gone | Unloadable::InProgress | Unloadable::Newer(_)) => {
+            Err(Unloadable::Gone | Unloadable::InProgress(_) | Unloadable::Newer(_)) => {
                 Err(Failure::Unreadable("body.bin cannot be opened".into()))
             }
         }

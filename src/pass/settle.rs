@@ -68,9 +68,12 @@ impl Pass {
     /// Acts on the end of an exchange.
     pub(super) fn settle(&mut self, mut task: Task, result: Result<Reply, Failure>) {
         let status = task.doing.status().or(result.as_ref().ok().map(|reply| reply.status));
-        if result.is_ok() && !self.answered {
-            self.answered = true;
-            self.upstream_is_there();
+        if result.is_ok() {
+            self.unprocessed = 0;
+            if !self.answered {
+                self.answered = true;
+                self.upstream_is_there();
+            }
         }
         let doing = std::mem::replace(&mut task.doing, Doing::Writing);
         // A question is asked only when it is known what the server did with the write.

@@ -199,3 +199,17 @@ async fn what_is_dropped_while_another_is_under_way_is_not_sent_after_it() {
         assert!(server.seen().iter().all(|seen| seen.target != "/dropped"), "{:?}", server.lines());
     }
 }
+
+#[tokio::test]
+async fn what_the_original_is_just_writing_is_looked_for_soon() {
+    let (root, server) = (root(), Upstream::start(|_| 204));
+    let outbox = open(root.path(), &server.url());
+    let id = send(&outbox, "PUT", "/a", "x").await;
+    // It makes the directory first, and this last.
+    let (meta, aside) = (path(root.path(), &format!("{id}/meta.json")), root.path().join("meta.json"));
+    std::fs::rename(&meta, &aside).unwrap();
+    let report = replay(&outbox).await.0;
+    assert_eq!((report.remaining, report.next_delay_ms), (1, 1_000));
+    std::fs::rename(&aside, &meta).unwrap();
+    assert_eq!(replay(&outbox).await.0.delivered, 1);
+}

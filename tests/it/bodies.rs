@@ -28,7 +28,7 @@ async fn the_longest_body_passes_through_whole_in_little_memory() {
     // Memory is counted by process, so this test has one of its own.
     const ALONE: &str = "OUTBOX_TEST_ALONE";
     if std::env::var_os(ALONE).is_none() {
-        let name = "connections::the_longest_body_passes_through_whole_in_little_memory";
+        let name = "bodies::the_longest_body_passes_through_whole_in_little_memory";
         let mut itself = std::process::Command::new(std::env::current_exe().unwrap());
         let done = itself.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output().unwrap();
         let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);

@@ -414,3 +414,24 @@ async fn a_question_that_is_redirected_for_good_ends_after_some_tries() {
     // It keeps its base, and the server decides.
     assert_eq!(server.seen()[4].header("if-none-match"), Some("*"));
 }
+
+#[tokio::test]
+async fn a_kill_during_the_question_about_a_post_does_not_send_it_again() {
+    let cli = Cli::new();
+    let server = Upstream::start(|seen: &Seen| match seen.method.as_str() {
+        "HEAD" => Act::Stall,
+        _ => Act::from(204),
+    });
+    for method in ["POST", "PUT"] {
+        cli.run_with_stdin(&["send", method, "/doc", "--base-etag", "\"v1\"", "--body", "-"], b"x").expect(0);
+    }
+    let daemon = cli.daemon(&server.url(), &[]);
+    server.wait_for(2).await;
+    daemon.signal(rustix::process::Signal::KILL);
+    daemon.end();
+    server.script(|_: &Seen| Reply::new(204).header("etag", "\"v2\""));
+    let (code, lines, _) = cli.replay(&server.url(), &[]);
+    assert_eq!((code, lines.len()), (0, 2), "{lines:?}");
+    assert_eq!(server.lines(), ["POST /doc", "HEAD /doc", "HEAD /doc", "PUT /doc"]);
+    assert_eq!(server.seen()[3].header("if-match"), Some("\"v2\""));
+}

@@ -225,6 +225,11 @@ fn retry_makes_entries_due_now_wherever_they_were() {
 #[test]
 fn drop_removes_what_is_named_and_all_means_all_rejected_ones() {
     let (cli, [conflict, rejected, later]) = three_kinds();
+    // Where the name says it is, and nowhere else.
+    for elsewhere in ["rejected", "corrupt", "no/such"] {
+        let ran = cli.run(["drop", &format!("{elsewhere}/{later}")]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:?}");
+    }
     let ran = cli.run(["drop", "18ea4ba277c322d7-873e00", &later]);
     assert_eq!((ran.code, ran.stdout.as_str()), (1, format!("{later}: dropped\n").as_str()), "{ran:?}");
     assert!(ran.stderr.contains("18ea4ba277c322d7-873e00"), "{ran:?}");

@@ -228,7 +228,7 @@ async fn it_ends_when_its_directory_is_not_the_one_that_it_has_the_lock_of() {
         let (status, log) = daemon.end();
         assert_eq!(status.code(), Some(1), "{log:#?}");
         let last = log.last().unwrap();
-        assert!(last.starts_with("error: root ") && last.contains("start again"), "{log:#?}");
+        assert!(last.starts_with("error: root ") && last.contains("start this program again"), "{log:#?}");
         assert_eq!(server.lines(), ["PUT /x"]);
         if made_anew {
             let mut daemon = cli.daemon(&server.url(), &[]);

@@ -220,7 +220,7 @@ async fn a_directory_without_meta_json_is_somebodys_write_in_progress_for_an_hou
     }
     send(&outbox, "PUT", "/sound", "x").await;
     let (report, _) = replay(&outbox).await;
-    assert_eq!((report.delivered, report.corrupt, report.remaining), (1, 1, 0));
+    assert_eq!((report.delivered, report.corrupt, report.remaining), (1, 1, 2));
     assert!(ids[..2].iter().all(|id| path(root.path(), id).join("body.bin").exists()));
     let kept = set_aside(root.path(), "corrupt", &ids[2]);
     assert_eq!(fs::read_to_string(kept.join("reason.txt")).unwrap(), "meta.json is missing\n");

@@ -3,8 +3,10 @@
 //! missing.
 
 use crate::cli::Cli;
-use crate::kit::{OUTBOX_DIR, cache_dir, root};
+use crate::kit::{OUTBOX_DIR, cache_dir, path, root};
+use crate::strace::{SYNC, with_failing};
 use crate::upstream::{Reply, Upstream};
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -17,6 +19,8 @@ fn everything_is_synced_before_a_write_is_acknowledged() {
         [
             "fsync root",
             "fsync body.bin",
+            // The component's own, at the first write of all.
+            "fsync root",
             "fsync meta.json",
             "fsync staged",
             "rename",
@@ -30,6 +34,31 @@ fn everything_is_synced_before_a_write_is_acknowledged() {
 fn without_durability_nothing_of_an_entry_is_synced() {
     let Some(calls) = traced("none") else { return };
     assert_eq!(calls, ["fsync root", "rename", "acknowledge"]);
+}
+
+#[test]
+fn the_names_above_a_queue_are_synced_whoever_made_them() {
+    // Its maker died before they were.
+    let cli = Cli::new();
+    let root = cli.root.path().join("above/root");
+    fs::create_dir_all(root.join(OUTBOX_DIR)).unwrap();
+    let above = root.parent().unwrap();
+    let send = ["--root", root.to_str().unwrap(), "send", "PUT", "/a"];
+    let Some(ran) = with_failing(&cli, above, &[(SYNC, 1)], &send) else { return };
+    assert_eq!(ran.code, 1, "{ran:?}");
+    cli.ok(send);
+    // Once is enough.
+    assert_eq!(with_failing(&cli, above, &[(SYNC, 1)], &send).unwrap().code, 0);
+}
+
+#[test]
+fn what_is_sent_again_is_so_after_a_power_failure_too() {
+    let cli = Cli::new();
+    let id = cli.send(&["PUT", "/a"]);
+    let entry = path(cli.root.path(), &id);
+    let Some(ran) = with_failing(&cli, &entry, &[(SYNC, 1)], &["retry", &id]) else { return };
+    assert_eq!(ran.code, 1, "{ran:?}");
+    cli.ok(["retry", &id]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Passes that are stopped, or that nobody waits for any more, and what is left of an outbox then.
 
-use crate::kit::{open, root, send, soon};
+use crate::kit::{open, replay, root, send, soon};
 use crate::upstream::{Act, Gate, Reply, Seen, Upstream};
 use outbox_host::{Error, Event, Outbox, Report, Runtime, RuntimeOptions};
 use std::path::Path;
@@ -210,4 +210,24 @@ async fn whoever_asks_who_replays_is_in_nobodys_way() {
     }
     over.store(true, Ordering::Relaxed);
     asking.join().unwrap();
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn an_outbox_whose_directory_was_replaced_replays_neither_the_one_nor_the_other() {
+    let (parent, server) = (root(), Upstream::start(|_| 204));
+    let (at, away) = (parent.path().join("root"), parent.path().join("away"));
+    let outbox = open(&at, &server.url());
+    send(&outbox, "PUT", "/old", "x").await;
+    outbox.count().await.unwrap();
+    std::fs::rename(&at, &away).unwrap();
+    let other = open(&at, &server.url());
+    send(&other, "PUT", "/new", "x").await;
+    assert!(matches!(outbox.replay().await, Err(Error::Replaced(_))));
+    assert!(matches!(outbox.start(), Err(Error::Replaced(_))));
+    assert_eq!(server.lines(), [""; 0]);
+    // The lock was given back.
+    assert_eq!(replay(&other).await.0.delivered, 1);
+    assert_eq!(replay(&open(&away, &server.url())).await.0.delivered, 1);
+    assert_eq!(server.lines(), ["PUT /new", "PUT /old"]);
 }

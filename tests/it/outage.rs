@@ -187,3 +187,19 @@ async fn where_all_were_tried_in_vain_often_a_pass_in_an_outage_costs_four_reque
     assert_eq!((report.deferred, report.remaining, report.upstream), (4, 6, Health::Down));
     assert_eq!(server.lines().len(), 4);
 }
+
+#[tokio::test]
+async fn an_outage_after_an_answer_is_a_first_one() {
+    let (root, server) =
+        (root(), Upstream::sequence(vec![204.into(), Act::Cut, 204.into(), Act::Cut, Act::Cut]));
+    let outbox = builder(root.path()).upstream(server.url()).concurrency(1).open().unwrap();
+    for uri in ["/a", "/b", "/c"] {
+        send(&outbox, "PUT", uri, "x").await;
+    }
+    let first = outbox.replay().await.unwrap();
+    let second = outbox.tick(&first).await.unwrap();
+    assert_eq!([&first, &second].map(|report| (report.delivered, report.next_delay_ms)), [(1, 30_000); 2]);
+    let third = outbox.tick(&second).await.unwrap();
+    assert_eq!((third.delivered, third.next_delay_ms), (0, 60_000));
+    assert_eq!(server.lines(), ["PUT /a", "PUT /b", "PUT /b", "PUT /c", "PUT /c"]);
+}

@@ -8,8 +8,8 @@ use serde_json::json;
 use std::io::{self, BufWriter, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Entries per call while listing.
-const PAGE: u32 = 512;
+/// Entries per call while listing: as many as fit, for each call lists the directory.
+const PAGE: u32 = u32::MAX;
 
 pub async fn list(global: &Global, args: &OutputArgs) -> anyhow::Result<u8> {
     let outbox = existing(global)?;
