@@ -57,7 +57,7 @@ impl Link {
     }
 }
 
-/// Resources whose last delivery is remembered: for edits that were being queued at that moment, and for those
+/// How many deliveries back a resource's last one is remembered: for edits that were being queued at that moment, and for those
 /// that are further ahead than entries are read. Some 200 bytes each.
 const REMEMBERED: usize = 65_536;
 
