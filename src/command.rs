@@ -8,7 +8,8 @@ use crate::bindings::exports::zddc::outbox::replayer::{Event, Health, Options, O
 use crate::bindings::types::Request;
 use crate::config::Config;
 use crate::dir::Dir;
-use crate::guest::{Guest, describe};
+use crate::error::describe;
+use crate::guest::Guest;
 use crate::lease::Lease;
 use crate::pass::Pass;
 use crate::queue::Queue;

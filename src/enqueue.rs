@@ -6,11 +6,12 @@ use crate::bindings::types::Request;
 use crate::clock;
 use crate::config::Config;
 use crate::dir::{CHUNK, Dir, ErrorCode, Fault, File};
+use crate::error::undo_failed;
 use crate::id::EntryId;
 use crate::layout::{self, BODY, META, Name};
 use crate::limits::{self, Limits};
 use crate::meta::Meta;
-use crate::queue::{Queue, but};
+use crate::queue::Queue;
 use crate::staged::Staged;
 use crate::{Error, Result, locate, request};
 use std::cell::{Cell, OnceCell};
@@ -86,7 +87,7 @@ pub fn settle(queue: &Queue, published: impl IntoIterator<Item = Published>) -> 
     limits::forget();
     let stays =
         || format!("{} could not be taken back, and will be sent unless it is dropped", stay.join(", "));
-    Err(but(error, !stay.is_empty(), stays))
+    Err(undo_failed(error, !stay.is_empty(), stays))
 }
 
 /// Stages a write and moves it into the queue.

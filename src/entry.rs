@@ -9,7 +9,7 @@ use crate::precondition::{Base, Validator};
 use crate::queue::Queue;
 use crate::state::State;
 use crate::unloadable::Unloadable;
-use crate::{clock, enqueue, guest};
+use crate::{clock, enqueue, error};
 use xxhash_rust::xxh3::Xxh3;
 
 /// A pending entry, read and found sound. Its body is looked at when it is opened.
@@ -147,7 +147,7 @@ fn without_meta(dir: &Dir, name: &str, fault: Fault) -> Unloadable {
 /// Reads an entry's state.json.
 pub fn state(dir: &Dir, name: &str) -> std::result::Result<State, Unloadable> {
     match dir.read(&format!("{name}/{STATE}"), MAX_RECORD) {
-        Ok(json) => State::parse(&json).map_err(|e| Unloadable::Damaged(guest::describe(&e))),
+        Ok(json) => State::parse(&json).map_err(|e| Unloadable::Damaged(error::describe(&e))),
         Err(fault) if fault.is_missing() => Ok(State::default()),
         Err(fault) => Err(unreadable(fault)),
     }

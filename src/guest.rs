@@ -8,7 +8,7 @@ use crate::bindings::exports::zddc::outbox::queue::{
 use crate::bindings::exports::zddc::outbox::replayer::{
     Event, Guest as ReplayerGuest, GuestPass, Options, Pass as PassHandle, Report,
 };
-use crate::bindings::types::{Entry, EntryId as WitId, Item, Measure, Request};
+use crate::bindings::types::{Entry, EntryId as WitId, Item, Request};
 use crate::config::Config;
 use crate::drop::drop_entry;
 use crate::enqueue::{Body, enqueue};
@@ -200,41 +200,5 @@ impl ReplayerGuest for Guest {
 impl RunGuest for Guest {
     fn run() -> Result<(), ()> {
         command::run_arguments().map_err(|error| command::complain(&error))
-    }
-}
-
-/// An error in words that fit after "failed:".
-pub fn describe(error: &Error) -> String {
-    match error {
-        Error::InvalidRequest(invalid) | Error::Configuration(invalid) if invalid.value.is_empty() => {
-            format!("{}: {}", invalid.what, invalid.reason)
-        }
-        Error::InvalidRequest(invalid) | Error::Configuration(invalid) => {
-            format!("{} {:?}: {}", invalid.what, invalid.value, invalid.reason)
-        }
-        Error::BodyTooLarge(limit) => {
-            format!("the body is longer than {limit} bytes, the limit that OUTBOX_MAX_BODY sets")
-        }
-        Error::QueueFull(limit) => {
-            let (what, variable) = match limit.measure {
-                Measure::Bytes => ("bytes", "OUTBOX_MAX_BYTES"),
-                Measure::Entries => ("entries", "OUTBOX_MAX_ENTRIES"),
-            };
-            format!(
-                "the outbox is full: {} {what} are used of the {} that {variable} allows, and this write does not fit; \
-                 replay what waits, drop or resolve what was set aside, or raise the limit",
-                limit.used, limit.max
-            )
-        }
-        Error::AnotherReplays(lease) => {
-            format!(
-                "another replays this directory: {}, whose lease ends at {} unless it is renewed",
-                lease.owner, lease.expires
-            )
-        }
-        Error::BodyFailed(why) => format!("the body cannot be read: {why}"),
-        Error::NoSuchEntry(name) => format!("no entry is called {name:?}"),
-        Error::WrongPlace(why) | Error::NoValidator(why) | Error::Io(why) => why.clone(),
-        Error::NoSpace => "no space left on the device".into(),
     }
 }

@@ -37,6 +37,7 @@ pub mod dir;
 pub mod drop;
 pub mod enqueue;
 pub mod entry;
+pub mod error;
 pub mod exchange;
 pub mod failure;
 pub mod guest;

@@ -225,9 +225,7 @@ pub fn usage(queue: &Queue) -> Result<Extent> {
     let mut newer = 0;
     let bytes = count_each(queue, true, |id| {
         let path = format!("{id}/{META}");
-        // Opening a pipe would wait for ever.
-        let is_file = queue.dir.stat(&path).is_ok_and(|stat| stat.type_ == DescriptorType::RegularFile);
-        let json = is_file.then(|| queue.dir.read(&path, MAX_RECORD).ok()).flatten();
+        let json = queue.dir.read(&path, MAX_RECORD).ok();
         newer +=
             u64::from(json.is_some_and(|json| matches!(Meta::parse(id, &json), Err(Unusable::Newer(_)))));
     })?

@@ -111,7 +111,7 @@ impl Meta {
         }
         meta.content_type = meta.content_type.filter(|t| !t.is_empty());
         meta.base_mod_time = meta.base_mod_time.filter(|t| !t.is_empty());
-        meta.check().map_err(|e| damaged(crate::guest::describe(&e)))?;
+        meta.check().map_err(|e| damaged(crate::error::describe(&e)))?;
         Ok(meta)
     }
 

@@ -30,7 +30,7 @@ use crate::queue::Queue;
 use crate::removal::Removals;
 use crate::schedule::{Schedule, Turn};
 use crate::upstream::Upstream;
-use crate::{Error, Result, backoff, guest};
+use crate::{Error, Result, backoff, error};
 use settle::Doing;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -314,7 +314,7 @@ impl Pass {
         }
         let exchange = draft.and_then(|draft| {
             // What could not be taken out of the queue afterwards would be sent again and again.
-            self.queue.staging().map_err(|error| Failure::Unreadable(guest::describe(&error)))?;
+            self.queue.staging().map_err(|error| Failure::Unreadable(error::describe(&error)))?;
             self.mark(&mut entry)?;
             draft.send()
         });

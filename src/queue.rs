@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::dir::{DescriptorType, Dir, ErrorCode, Fault, File};
 use crate::enqueue;
+use crate::error::undo_failed;
 use crate::id::EntryId;
 use crate::layout::{self, BODY, META, Name, STAGING, STATE};
 use crate::meta::to_json;
@@ -10,7 +11,7 @@ use crate::staged::Ahead;
 use crate::state::State;
 use crate::sweep::Looked;
 use crate::unloadable::Unloadable;
-use crate::{Error, Result, guest};
+use crate::{Error, Result};
 use std::cell::OnceCell;
 use std::time::SystemTime;
 use wasi::random::random::get_random_bytes;
@@ -176,7 +177,7 @@ impl Queue {
             && let Err(fault) = from.sync()
         {
             let back = self.staging()?.rename(name, from, name);
-            return Err(but(fault.into(), back.is_err(), || {
+            return Err(undo_failed(fault.into(), back.is_err(), || {
                 format!("{name} is out of the queue all the same, and a power failure may bring it back")
             }));
         }
@@ -255,13 +256,5 @@ impl Queue {
             }
         })?;
         Ok(())
-    }
-}
-
-/// An error; where what had been `done` before it could not be undone, it says `what` holds, too.
-pub fn but(error: Error, done: bool, what: impl FnOnce() -> String) -> Error {
-    match done {
-        true => Error::Io(format!("{}; {}", guest::describe(&error), what())),
-        false => error,
     }
 }

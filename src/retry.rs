@@ -2,10 +2,11 @@
 
 use crate::bindings::types::Place;
 use crate::entry;
+use crate::error::undo_failed;
 use crate::id::EntryId;
 use crate::layout::{MAX_RECORD, RESPONSE, STATE};
 use crate::locate::locate;
-use crate::queue::{Queue, but};
+use crate::queue::Queue;
 use crate::state::State;
 use crate::unloadable::Unloadable;
 use crate::{Error, Result};
@@ -72,7 +73,9 @@ pub fn retry(queue: &Queue, name: &str) -> Result<()> {
             };
             if let Err(error) = synced {
                 let back = queue.dir.rename(&id, dir, &at.name);
-                return Err(but(error, back.is_err(), || format!("{id} waits to be sent all the same")));
+                return Err(undo_failed(error, back.is_err(), || {
+                    format!("{id} waits to be sent all the same")
+                }));
             }
             // Not before: a conflict that is back in its place would have lost the server's version. A pass may have written
             // another one meanwhile.

@@ -63,7 +63,7 @@ impl State {
         let reason = |why: &str| Error::Io(reason_in(STATE, why));
         let state: State = serde_json::from_slice(json).map_err(|e| reason(&e.to_string()))?;
         if let Some(validator) = &state.validator {
-            validator.check().map_err(|e| reason(&crate::guest::describe(&e)))?;
+            validator.check().map_err(|e| reason(&crate::error::describe(&e)))?;
         }
         Ok(state)
     }

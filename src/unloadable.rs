@@ -1,6 +1,6 @@
 //! Why an entry cannot be read.
 
-use crate::{Error, guest};
+use crate::{Error, error};
 use std::time::Duration;
 
 /// Why an entry cannot be read.
@@ -28,7 +28,7 @@ impl Unloadable {
             Unloadable::InProgress(_) => "meta.json is missing".into(),
             Unloadable::Newer(format) => format!("it has format {format}, which a newer outbox wrote"),
             Unloadable::Damaged(reason) | Unloadable::Denied(reason) => reason.clone(),
-            Unloadable::Io(error) => guest::describe(error),
+            Unloadable::Io(error) => error::describe(error),
         })
     }
 }

@@ -5,9 +5,7 @@ use crate::bindings::exports::zddc::outbox::queue::Finding;
 use crate::dir::{DescriptorType, Dir, kind_name, words};
 use crate::entry::{Entry, digest_of};
 use crate::id::EntryId;
-use crate::layout::{
-    self, BODY, CORRUPT, META, Name, OUTBOX_DIR, REASON, REJECTED, RESPONSE, STAGING, STATE, parse_aside,
-};
+use crate::layout::{self, CORRUPT, Name, OUTBOX_DIR, REASON, REJECTED, RESPONSE, STAGING, parse_aside};
 use crate::queue::Queue;
 use crate::response::Response;
 use crate::sweep::is_abandoned;
@@ -47,7 +45,7 @@ pub fn verify(queue: &Queue) -> Result<Vec<Finding>> {
     found.add_unspeakable(OUTBOX_DIR, unspeakable);
     for id in queue.ids()? {
         let name = id.to_string();
-        match load(&queue.dir, &name, id).and_then(|entry| check_body(&queue.dir, &name, &entry)) {
+        match Queue::load_at(&queue.dir, &name, id).and_then(|entry| check_body(&queue.dir, &name, &entry)) {
             // Somebody is still writing it.
             Ok(()) | Err(Unloadable::InProgress(_)) => {}
             Err(why) => found.add_damage(name, why),
@@ -68,7 +66,7 @@ fn check_aside(found: &mut Findings, dir: &Dir, name: &str, id: EntryId, kind: D
     if kind != DescriptorType::Directory {
         return found.add(shown, format!("it is no directory but a {}", kind_name(kind)));
     }
-    if let Err(why) = load(dir, name, id).and_then(|entry| check_body(dir, name, &entry)) {
+    if let Err(why) = Queue::load_at(dir, name, id).and_then(|entry| check_body(dir, name, &entry)) {
         return found.add_damage(shown.into(), why);
     }
     if let Some(reason) = check_response(dir, name) {
@@ -84,20 +82,6 @@ fn check_response(dir: &Dir, name: &str) -> Option<String> {
         Err(fault) if fault.is_missing() => None,
         Err(fault) => wrong(&words(fault.code)),
     }
-}
-
-/// Reads an entry, unless something in it must not even be opened: a pipe would wait for ever.
-fn load(dir: &Dir, name: &str, id: EntryId) -> std::result::Result<Entry, Unloadable> {
-    for file in [META, BODY, STATE, RESPONSE] {
-        let Ok(stat) = dir.stat(&format!("{name}/{file}")) else { continue };
-        match stat.type_ {
-            DescriptorType::RegularFile | DescriptorType::Directory | DescriptorType::SymbolicLink => {}
-            other => {
-                return Err(Unloadable::Damaged(format!("{file} is no file but a {}", kind_name(other))));
-            }
-        }
-    }
-    Queue::load_at(dir, name, id)
 }
 
 /// What is in a directory of the outbox.

@@ -4,8 +4,8 @@ use super::Pass;
 use super::settle::Settled;
 use crate::bindings::exports::zddc::outbox::replayer::Outcome;
 use crate::entry::Entry;
+use crate::error;
 use crate::failure::Failure;
-use crate::guest;
 use crate::id::EntryId;
 use crate::precondition::Validator;
 use crate::state::AMBIGUOUS;
@@ -61,7 +61,7 @@ impl Pass {
             let noted = self.queue.save_state_durably(entry.id, &entry.state);
             match noted {
                 Err(_) if entry.meta.method == "PUT" => UNNOTED.set(UNNOTED.get().max(Some(entry.id))),
-                noted => noted.map_err(|error| Failure::Unreadable(guest::describe(&error)))?,
+                noted => noted.map_err(|error| Failure::Unreadable(error::describe(&error)))?,
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use crate::entry::Entry;
 use crate::exchange::Reply;
 use crate::precondition::{Base, Validator};
 use crate::response::Current;
-use crate::{chain, clock, guest, quarantine};
+use crate::{chain, clock, error, quarantine};
 use std::time::{Duration, SystemTime};
 
 impl Pass {
@@ -117,7 +117,7 @@ impl Pass {
         let reason = current.sentence(&entry.base());
         match quarantine::conflict(&self.queue, entry, refusal, current.reply(), &reason) {
             Ok(()) => Settled::gone(Outcome::Conflict, Some(reason)),
-            Err(error) => self.deferred(entry, Outcome::Deferred, guest::describe(&error), None),
+            Err(error) => self.deferred(entry, Outcome::Deferred, error::describe(&error), None),
         }
     }
 
@@ -151,7 +151,7 @@ impl Pass {
             }
             // It will be sent again, with the same Idempotency-Key; nothing later may overtake it.
             Err(error) => {
-                Settled::stays(outcome, format!("but it cannot be removed: {}", guest::describe(&error)))
+                Settled::stays(outcome, format!("but it cannot be removed: {}", error::describe(&error)))
             }
         }
     }

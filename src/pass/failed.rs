@@ -8,7 +8,7 @@ use crate::exchange::Reply;
 use crate::failure::Failure;
 use crate::id::EntryId;
 use crate::state::{AMBIGUOUS, State};
-use crate::{backoff, clock, guest, quarantine};
+use crate::{backoff, clock, error, quarantine};
 use std::time::SystemTime;
 use wasi::random::random::get_random_u64;
 
@@ -62,7 +62,7 @@ impl Pass {
             Failure::Damaged(_) if self.config.original => {
                 match quarantine::as_original(&self.queue, entry.id) {
                     Ok(()) => Settled::gone(Outcome::Conflict, None),
-                    Err(error) => Settled::stays(Outcome::Deferred, guest::describe(&error)),
+                    Err(error) => Settled::stays(Outcome::Deferred, error::describe(&error)),
                 }
             }
             Failure::Damaged(reason) => {
@@ -151,7 +151,7 @@ impl Pass {
                     None => why,
                 },
             ),
-            Err(error) => Settled::stays(outcome, format!("{why}; not noted: {}", guest::describe(&error))),
+            Err(error) => Settled::stays(outcome, format!("{why}; not noted: {}", error::describe(&error))),
         }
     }
 

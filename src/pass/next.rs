@@ -12,7 +12,7 @@ use crate::key::Key;
 use crate::meta::Meta;
 use crate::schedule::{Offered, Turn};
 use crate::unloadable::Unloadable;
-use crate::{Result, chain, guest, headers};
+use crate::{Result, chain, error, headers};
 use std::borrow::Cow;
 use std::time::SystemTime;
 use wasi::clocks::monotonic_clock;
@@ -204,7 +204,7 @@ impl Pass {
             }
             Err(Unloadable::Damaged(reason)) => Err(Failure::Damaged(reason)),
             Err(Unloadable::Denied(why)) => Err(Failure::Unreadable(why)),
-            Err(Unloadable::Io(error)) => Err(Failure::Unreadable(guest::describe(&error))),
+            Err(Unloadable::Io(error)) => Err(Failure::Unreadable(error::describe(&error))),
             Err(Unloadable::Gone | Unloadable::InProgress(_) | Unloadable::Newer(_)) => {
                 Err(Failure::Unreadable("body.bin cannot be opened".into()))
             }

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::id::EntryId;
 use crate::outcome::{Verdict, originals, verdict};
 use crate::quarantine;
-use crate::{Result, guest};
+use crate::{Result, error};
 use wasi::clocks::monotonic_clock;
 
 /// What a request is for.
@@ -138,7 +138,7 @@ impl Pass {
             },
             Verdict::Conflict if self.config.original => match quarantine::as_original(&self.queue, id) {
                 Ok(()) => Settled::gone(Outcome::Conflict, None).into(),
-                Err(error) => Settled::stays(Outcome::Deferred, guest::describe(&error)).into(),
+                Err(error) => Settled::stays(Outcome::Deferred, error::describe(&error)).into(),
             },
             Verdict::Conflict => self.ask(entry, reply),
             // The original deletes what is refused with 4xx, for want of credentials too.
@@ -161,7 +161,7 @@ impl Pass {
                 match quarantine::reject(&self.queue, id, &reply, &reason) {
                     Ok(()) => Settled::gone(Outcome::Rejected, Some(reason)).into(),
                     Err(error) => {
-                        self.deferred(entry, Outcome::Deferred, guest::describe(&error), None).into()
+                        self.deferred(entry, Outcome::Deferred, error::describe(&error), None).into()
                     }
                 }
             }
@@ -186,7 +186,7 @@ impl Pass {
         match quarantine::corrupt(&self.queue, id, reason) {
             Ok(()) => Settled::gone(Outcome::Corrupt, Some(reason.into())),
             Err(error) => {
-                let why = format!("{reason}; it cannot be set aside: {}", guest::describe(&error));
+                let why = format!("{reason}; it cannot be set aside: {}", error::describe(&error));
                 Settled::stays(Outcome::Deferred, why)
             }
         }

@@ -12,7 +12,7 @@ use ::outbox::key::{Key, Keys};
 use ::outbox::layout::{self, FORMAT, Name};
 use ::outbox::meta::{Meta, Unusable};
 use ::outbox::state::State;
-use ::outbox::{cached, clock, guest, request};
+use ::outbox::{cached, clock, error, request};
 use outbox_host::{Durability, Place};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -212,7 +212,7 @@ fn assert_state(json: &[u8]) {
             assert_eq!(State::parse(&::outbox::meta::to_json(&state)).unwrap(), state);
             state.not_before().into_iter().for_each(assert_time);
         }
-        Err(error) => assert_reason(&guest::describe(&error), "state.json"),
+        Err(error) => assert_reason(&error::describe(&error), "state.json"),
     }
 }
 
@@ -391,7 +391,7 @@ async fn the_component_judges_a_disk_full_of_such_records_in_one_pass() {
             }
         } else {
             fs::write(entry.join("state.json"), &own).unwrap();
-            State::parse(&own).err().map(|error| guest::describe(&error))
+            State::parse(&own).err().map(|error| error::describe(&error))
         };
         expected.push((id, damage, own));
     }
@@ -459,7 +459,7 @@ fn any_request_is_taken_or_refused_and_what_is_taken_is_read_back() {
                 let read = Meta::parse(id, &meta.to_json()).unwrap_or_else(|e| panic!("{asked:?}: {e:?}"));
                 assert_eq!((read.raw_uri, read.headers), (asked.uri, asked.headers));
             }
-            Err(error) => assert!(guest::describe(&error).len() > 10),
+            Err(error) => assert!(error::describe(&error).len() > 10),
         }
     });
 }
